@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.fixture
+def need_program() -> Callable[[str], str]:
+    """Return a function that finds a program, and skips the test where it is not installed; in CI that fails."""
+
+    def need(name: str) -> str:
+        found = shutil.which(name)
+        if found is None:
+            message = f"{name} is not installed"
+            if os.environ.get("CI"):
+                pytest.fail(f"{message}, but CI must not skip")
+            pytest.skip(message)
+        return found
+
+    return need

@@ -1,0 +1,29 @@
+"""WebSockets for the WSGI applications people already run (RFC 6455)."""
+
+from .connection import Connection, State
+from .exceptions import (
+    ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
+)
+from .frames import CloseCode, Opcode
+from .manager import ListenableManager, Manager, SimpleManager
+from .upgrader import Upgrader
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CloseCode",
+    "Connection",
+    "ConnectionClosed",
+    "DetachError",
+    "HandshakeError",
+    "InvalidPayload",
+    "ListenableManager",
+    "Manager",
+    "MessageTooBig",
+    "Opcode",
+    "ProtocolError",
+    "SimpleManager",
+    "State",
+    "Upgrader",
+    "WebSocketError",
+]

@@ -1,0 +1,96 @@
+"""The error tree. The type says whose doing it was, the fields carry the evidence.
+
+::
+
+    WebSocketError
+    ├── HandshakeError        the HTTP request cannot become a WebSocket; is itself the WSGI answer
+    ├── DetachError           the WSGI server shows no socket that could be taken
+    ├── ProtocolError         the peer broke RFC 6455 (Close 1002)
+    │   ├── InvalidPayload    text or a close reason that is not UTF-8 (Close 1007)
+    │   └── MessageTooBig     more than the configured limit (Close 1009)
+    └── ConnectionClosed      the connection is closing or closed
+
+A deadline that passes raises the builtin :exc:`TimeoutError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any, ClassVar
+
+
+class WebSocketError(Exception):
+    """Base of all errors of this package."""
+
+
+class HandshakeError(WebSocketError):
+    """The request is refused before any 101 (RFC 6455 4.2.1, 4.2.2).
+
+    An instance is a WSGI application that sends the refusal.
+
+    Attributes:
+        status: the HTTP status to answer with.
+        reason: one sentence for the operator or the client's author; the body of the answer.
+        headers: headers the status asks for, such as ``Sec-WebSocket-Version``.
+    """
+
+    def __init__(self, status: HTTPStatus, reason: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(f"{status.value} {status.phrase}: {reason}")
+        self.status = status
+        self.reason = reason
+        self.headers = list(headers)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer as a WSGI application (PEP 3333)."""
+        body = f"{self.reason}\n".encode()
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        start_response(f"{self.status.value} {self.status.phrase}", headers + self.headers)
+        return [body]
+
+
+class DetachError(WebSocketError):
+    """The WSGI server gives no access to its socket, or shares it among requests."""
+
+
+class ProtocolError(WebSocketError):
+    """The peer broke RFC 6455; the connection is failed (RFC 6455 7.1.7).
+
+    Attributes:
+        code: the close code to fail the connection with, a :class:`~wsthread.CloseCode` value.
+        reason: what the peer did, in words.
+    """
+
+    code: ClassVar[int] = 1002
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class InvalidPayload(ProtocolError):
+    """Text that is not UTF-8 (RFC 6455 8.1)."""
+
+    code = 1007
+
+
+class MessageTooBig(ProtocolError):
+    """A message larger than ``max_message_size``."""
+
+    code = 1009
+
+
+class ConnectionClosed(WebSocketError):
+    """The connection is closing or closed: nothing more can be received or sent.
+
+    Attributes:
+        code: the close code (see :attr:`wsthread.Connection.close_code`); None while the closing
+            handshake is still under way.
+        reason: the close reason, possibly empty.
+    """
+
+    def __init__(self, code: int | None = None, reason: str = "") -> None:
+        text = "closing" if code is None else f"closed with {code}"
+        super().__init__(f"{text}: {reason}" if reason else text)
+        self.code = code
+        self.reason = reason

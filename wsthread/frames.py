@@ -1,0 +1,227 @@
+"""Frames (RFC 6455 5): opcodes, close codes, the frame codec and masking.
+
+A :class:`FrameParser` turns the bytes of one direction into frames. It never holds back payload: a data frame
+that has not arrived whole is handed over in pieces, as if the sender had fragmented it there, which an
+intermediary may do anyway (RFC 6455 5.4). So text can be checked as its octets arrive, and what the parser
+keeps between two reads is at most one control frame or one header.
+
+Pure: bytes in, values out. An object belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from .exceptions import MessageTooBig, ProtocolError
+
+
+class Opcode(IntEnum):
+    """Frame opcodes (RFC 6455 5.2, 11.8)."""
+
+    CONTINUATION = 0x0
+    TEXT = 0x1
+    BINARY = 0x2
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
+
+
+class CloseCode(IntEnum):
+    """Close codes (RFC 6455 7.4.1 and the IANA registry). 3000 to 4999 are free for applications."""
+
+    NORMAL_CLOSURE = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    UNSUPPORTED_DATA = 1003
+    NO_STATUS_RCVD = 1005
+    ABNORMAL_CLOSURE = 1006
+    INVALID_DATA = 1007
+    POLICY_VIOLATION = 1008
+    MESSAGE_TOO_BIG = 1009
+    MANDATORY_EXTENSION = 1010
+    INTERNAL_ERROR = 1011
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
+    BAD_GATEWAY = 1014
+    TLS_HANDSHAKE = 1015
+
+
+# The other three only describe an ending locally (RFC 6455 7.4.1).
+SENDABLE_CLOSE_CODES = frozenset(CloseCode) - {
+    CloseCode.NO_STATUS_RCVD, CloseCode.ABNORMAL_CLOSURE, CloseCode.TLS_HANDSHAKE,
+}
+MAX_CONTROL_PAYLOAD = 125
+FIN, RSV1, MASKED = 0x80, 0x40, 0x80
+RESERVED_BITS = 0x70
+
+_OPCODES: tuple[Opcode | None, ...] = tuple(Opcode(i) if i in set(Opcode) else None for i in range(16))
+_LENGTH_16 = struct.Struct("!H")
+_LENGTH_64 = struct.Struct("!Q")
+_INT_XOR_LIMIT = 1024
+
+
+class Frame(NamedTuple):
+    """One frame, or one piece of a data frame."""
+
+    opcode: Opcode
+    payload: bytes
+    fin: bool = True
+    rsv1: bool = False
+
+
+def is_valid_close_code(code: int) -> bool:
+    """Tell whether a Close frame may carry this code (RFC 6455 7.4)."""
+    return code in SENDABLE_CLOSE_CODES or 3000 <= code < 5000
+
+
+def mask(payload: bytes, key: bytes) -> bytes:
+    """XOR a payload with a 4-byte masking key (RFC 6455 5.3); the same call unmasks."""
+    size = len(payload)
+    if size < _INT_XOR_LIMIT:
+        pad = (key * (size // 4 + 1))[:size]
+        return (int.from_bytes(payload, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
+    result = bytearray(payload)
+    for i in range(4):
+        if key[i]:
+            result[i::4] = result[i::4].translate(_xor_table(key[i]))
+    return bytes(result)
+
+
+@functools.cache
+def _xor_table(byte: int) -> bytes:
+    return bytes(i ^ byte for i in range(256))
+
+
+def encode_header(opcode: Opcode, length: int, *, fin: bool = True, rsv1: bool = False, masked: bool = False) -> bytes:
+    """Return a frame header without the masking key (RFC 6455 5.2)."""
+    first = opcode | (FIN if fin else 0) | (RSV1 if rsv1 else 0)
+    mask_bit = MASKED if masked else 0
+    if length < 126:
+        return bytes((first, mask_bit | length))
+    if length < 1 << 16:
+        return bytes((first, mask_bit | 126)) + _LENGTH_16.pack(length)
+    return bytes((first, mask_bit | 127)) + _LENGTH_64.pack(length)
+
+
+def encode_frame(frame: Frame, masking_key: bytes | None = None) -> bytes:
+    """Return a whole frame; a server sends without a masking key, a client must give one (RFC 6455 5.1)."""
+    opcode, payload, fin, rsv1 = frame
+    header = encode_header(opcode, len(payload), fin=fin, rsv1=rsv1, masked=masking_key is not None)
+    if masking_key is None:
+        return header + payload
+    return header + masking_key + mask(payload, masking_key)
+
+
+class FrameParser:
+    """Bytes in, frames out, for one direction of one connection.
+
+    Args:
+        max_size: the largest payload of a data frame in bytes; None for no limit.
+        masked: whether the sender has to mask, so True for the bytes a server receives (RFC 6455 5.1).
+        rsv1_allowed: whether an extension gave RSV1 a meaning on data frames.
+    """
+
+    __slots__ = ("_buffer", "_start", "_max_size", "_masked", "_rsv1_allowed", "_missing", "_fin", "_key")
+
+    def __init__(self, *, max_size: int | None = None, masked: bool = True, rsv1_allowed: bool = False) -> None:
+        self._buffer = b""
+        self._start = 0
+        self._max_size = max_size
+        self._masked = MASKED if masked else 0
+        self._rsv1_allowed = rsv1_allowed
+        # The data frame under way: octets still missing, its FIN bit, its masking key turned to the next octet.
+        self._missing = 0
+        self._fin = False
+        self._key = b""
+
+    def feed(self, data: bytes) -> None:
+        """Take more bytes from the wire."""
+        rest = self._buffer[self._start:]
+        self._buffer = rest + data if rest else data
+        self._start = 0
+
+    def next_frame(self) -> Frame | None:
+        """Return the next frame or piece of a data frame, or None until more bytes are fed.
+
+        Raises:
+            ProtocolError: the bytes break RFC 6455 5.2, 5.5; nothing can be parsed after it.
+            MessageTooBig: a data frame announces more than ``max_size`` octets.
+        """
+        if self._missing:
+            return self._next_piece()
+        buffer, start = self._buffer, self._start
+        available = len(buffer) - start
+        if available < 2:
+            return None
+        first, second = buffer[start], buffer[start + 1]
+        opcode = _OPCODES[first & 0x0F]
+        length = second & 0x7F
+        if opcode is None or first & RESERVED_BITS or second & MASKED != self._masked or opcode >= Opcode.CLOSE:
+            self._check_header(opcode, first, second)
+        payload_at = start + 2
+        if length >= 126:
+            packed = _LENGTH_16 if length == 126 else _LENGTH_64
+            payload_at += packed.size
+            if len(buffer) < payload_at:
+                return None
+            length, = packed.unpack_from(buffer, start + 2)
+            if length >> 63:
+                raise ProtocolError("most significant bit of a 64-bit length is set")
+        if self._max_size is not None and length > self._max_size and first & 0x08 == 0:
+            raise MessageTooBig(f"frame of {length} octets, the limit is {self._max_size}")
+        key = b""
+        if self._masked:
+            key = buffer[payload_at:payload_at + 4]
+            payload_at += 4
+        end = payload_at + length
+        if end > len(buffer):
+            return self._start_piece(Opcode(first & 0x0F), first, key, payload_at, length)
+        self._start = end
+        payload = buffer[payload_at:end]
+        if key and length:
+            payload = mask(payload, key)
+        return Frame(Opcode(first & 0x0F), payload, first & FIN != 0, first & RSV1 != 0)
+
+    def _check_header(self, opcode: Opcode | None, first: int, second: int) -> None:
+        if opcode is None:
+            raise ProtocolError(f"reserved opcode {first & 0x0F}")
+        control = opcode >= Opcode.CLOSE
+        allowed = RSV1 if self._rsv1_allowed and not control and opcode else 0
+        if first & RESERVED_BITS & ~allowed:
+            raise ProtocolError("reserved bit set that no extension explains")
+        if second & MASKED != self._masked:
+            raise ProtocolError("frame is not masked" if self._masked else "frame is masked")
+        if control and not first & FIN:
+            raise ProtocolError("fragmented control frame")
+        if control and second & 0x7F > MAX_CONTROL_PAYLOAD:
+            raise ProtocolError("control frame of more than 125 octets")
+
+    def _start_piece(self, opcode: Opcode, first: int, key: bytes, payload_at: int, length: int) -> Frame | None:
+        # A control frame is waited for: it is small. So is a masking key that is not complete.
+        if opcode >= Opcode.CLOSE or payload_at > len(self._buffer):
+            return None
+        payload = self._buffer[payload_at:]
+        self._start = len(self._buffer)
+        self._missing = length - len(payload)
+        self._fin = first & FIN != 0
+        self._key = key
+        return Frame(opcode, self._unmask_piece(payload), False, first & RSV1 != 0)
+
+    def _next_piece(self) -> Frame | None:
+        payload = self._buffer[self._start:self._start + self._missing]
+        if not payload:
+            return None
+        self._start += len(payload)
+        self._missing -= len(payload)
+        return Frame(Opcode.CONTINUATION, self._unmask_piece(payload), self._fin and not self._missing)
+
+    def _unmask_piece(self, payload: bytes) -> bytes:
+        if not self._key:
+            return payload
+        turn = len(payload) % 4
+        result = mask(payload, self._key)
+        self._key = self._key[turn:] + self._key[:turn]
+        return result

@@ -1,0 +1,172 @@
+"""The opening handshake, server side (RFC 6455 4.2): request headers in, the headers of a 101 out.
+
+Whatever keeps a request from becoming a WebSocket is a HandshakeError with its HTTP status and a sentence that
+tells its reader what to change. Pure: mappings and strings in, values out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from .exceptions import HandshakeError
+
+WEBSOCKET_VERSION = "13"
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_PROXY_HINT = (
+    "If a proxy stands in front of this server, let it pass the header on (nginx: proxy_http_version 1.1; "
+    'proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";).'
+)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+#: What ``origins`` may be: None for same-origin, strings and patterns for a list, a callable for anything else.
+Origins: TypeAlias = "None | str | re.Pattern[str] | Iterable[str | re.Pattern[str]] | Callable[[str], bool]"
+
+
+def tokens(value: str) -> list[str]:
+    """Split a header that holds a comma-separated list (RFC 9110 5.6.1)."""
+    return [token for token in (part.strip(" \t") for part in value.split(",")) if token]
+
+
+def accept_key(key: str) -> str:
+    """Return the Sec-WebSocket-Accept that proves the key was read (RFC 6455 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
+
+
+def check_request(method: str, http_version: str, headers: Mapping[str, str]) -> str:
+    """Check what makes a request an opening handshake (RFC 6455 4.2.1); return its Sec-WebSocket-Key.
+
+    Args:
+        method: the HTTP method.
+        http_version: as in ``SERVER_PROTOCOL``, such as ``HTTP/1.1``.
+        headers: the request headers, their names in lower case.
+
+    Raises:
+        HandshakeError: 405, 400 or 426; see its reason.
+    """
+    if not http_version.startswith("HTTP/1."):
+        # One socket carries many HTTP/2 streams, so none of them can have it.
+        raise HandshakeError(
+            HTTPStatus.BAD_REQUEST,
+            f"A WebSocket is opened with HTTP/1.1, not {http_version}. Turn HTTP/2 off between proxy and server.")
+    if method != "GET":
+        raise HandshakeError(
+            HTTPStatus.METHOD_NOT_ALLOWED, f"A WebSocket is opened with GET, not {method}.", [("Allow", "GET")])
+    _require_token(headers, "Upgrade", "websocket")
+    _require_token(headers, "Connection", "Upgrade")
+    if http_version == "HTTP/1.0":
+        raise HandshakeError(
+            HTTPStatus.BAD_REQUEST, f"A WebSocket is opened with HTTP/1.1, not {http_version}. {_PROXY_HINT}")
+    if headers.get("content-length", "0") not in ("", "0") or headers.get("transfer-encoding"):
+        raise HandshakeError(HTTPStatus.BAD_REQUEST, "The opening handshake has no body.")
+    version = headers.get("sec-websocket-version", "")
+    if version != WEBSOCKET_VERSION:
+        raise HandshakeError(
+            HTTPStatus.UPGRADE_REQUIRED,
+            f"Sec-WebSocket-Version is {version!r}, this server speaks {WEBSOCKET_VERSION}.",
+            [("Upgrade", "websocket"), ("Sec-WebSocket-Version", WEBSOCKET_VERSION)])
+    key = headers.get("sec-websocket-key", "")
+    if not _is_valid_key(key):
+        raise HandshakeError(
+            HTTPStatus.BAD_REQUEST, f"Sec-WebSocket-Key is {key[:64]!r}, it must be 16 bytes in base64.")
+    return key
+
+
+def _require_token(headers: Mapping[str, str], name: str, token: str) -> None:
+    value = headers.get(name.lower(), "")
+    if token.lower() in (found.lower() for found in tokens(value)):
+        return
+    found = f"is {value[:64]!r}" if value else "is missing"
+    raise HandshakeError(
+        HTTPStatus.UPGRADE_REQUIRED,
+        f'This address speaks WebSocket: the request needs "{name}: {token}", but {name} {found}. {_PROXY_HINT}',
+        [("Upgrade", "websocket")])
+
+
+def _is_valid_key(key: str) -> bool:
+    try:
+        return len(base64.b64decode(key.encode("ascii"), validate=True)) == 16
+    except (binascii.Error, UnicodeEncodeError):
+        return False
+
+
+def check_origin(origin: str | None, host: str, origins: Origins) -> None:
+    """Refuse a page of another site (RFC 6455 4.2.2, 10.2).
+
+    Args:
+        origin: the Origin header; None when there is none, as with clients that are no browsers, which pass.
+        host: the host and port that the request was sent to, as in the Host header.
+        origins: None allows the same host and port only; ``"*"`` any; a string or a compiled pattern, or a list
+            of them, the origins that match in full; a callable those it returns true for.
+
+    Raises:
+        HandshakeError: 403, with both values in its reason.
+    """
+    if origin is None:
+        return
+    if origins is None:
+        allowed = _is_same_host(origin, host)
+    elif callable(origins):
+        allowed = origins(origin)
+    elif isinstance(origins, (str, re.Pattern)):
+        allowed = _matches(origin, origins)
+    else:
+        allowed = any(_matches(origin, one) for one in origins)
+    if not allowed:
+        raise HandshakeError(
+            HTTPStatus.FORBIDDEN,
+            f"Origin is {origin[:256]!r}, the request was sent to {host[:256]!r}. If that page may connect, allow its "
+            f"origin; if a proxy changed the host, apply ProxyFix.")
+
+
+def _matches(origin: str, allowed: str | re.Pattern[str]) -> bool:
+    if isinstance(allowed, str):
+        return allowed == "*" or allowed.lower() == origin.lower()
+    return allowed.fullmatch(origin) is not None
+
+
+def _is_same_host(origin: str, host: str) -> bool:
+    # The scheme is not compared: behind a TLS proxy an https page is served by a server that knows http only.
+    try:
+        scheme = urlsplit(origin).scheme
+        default_port = _DEFAULT_PORTS.get(scheme)
+        theirs, ours = urlsplit(origin), urlsplit(f"//{host}")
+        return (
+            default_port is not None
+            and theirs.hostname is not None
+            and theirs.hostname == ours.hostname
+            and (theirs.port or default_port) == (ours.port or default_port)
+        )
+    except ValueError:
+        return False
+
+
+def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
+    """Return the first supported subprotocol that the client offered, or None (RFC 6455 4.2.2)."""
+    return next((name for name in supported if name in offered), None)
+
+
+def response_headers(key: str, subprotocol: str | None) -> list[tuple[str, str]]:
+    """Return the headers that make a response a 101 for this key (RFC 6455 4.2.2)."""
+    headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept_key(key))]
+    if subprotocol is not None:
+        headers.append(("Sec-WebSocket-Protocol", subprotocol))
+    return headers
+
+
+def encode_response(headers: Iterable[tuple[str, str]]) -> bytes:
+    """Return the 101 as bytes.
+
+    Raises:
+        ValueError: a header holds a line break.
+    """
+    lines = ["HTTP/1.1 101 Switching Protocols", *(f"{name}: {value}" for name, value in headers)]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("a response header holds a line break")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")

@@ -1,0 +1,142 @@
+"""The state of one WebSocket as a server sees it (RFC 6455 5.5, 7): what came, what was sent, the closing handshake.
+
+Two halves that share nothing but the fact that a Close was sent:
+
+- the *receive half* turns bytes into events and belongs to the connection's thread;
+- the *send half* turns calls into bytes; the caller serialises it (the connection's send lock does).
+
+No lock, no I/O, no clock.
+
+::
+
+    OPEN ──send_close()──> CLOSING ──Close received──> closing handshake complete
+      └──Close received──> CLOSING ──send_close()────> closing handshake complete
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .exceptions import InvalidPayload, ProtocolError
+from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, is_valid_close_code
+from .messages import Message, MessageReader, Payload, encode_message
+
+
+class Close(NamedTuple):
+    """The content of a Close frame; NO_STATUS_RCVD stands for an empty one (RFC 6455 7.1.5)."""
+
+    code: int
+    reason: str = ""
+
+
+class Protocol:
+    """One server-side WebSocket without its socket.
+
+    Args:
+        max_message_size: the largest message to accept in bytes, None for no limit.
+
+    Attributes:
+        close_sent: what our Close frame said; None before it. Written by the send half.
+        close_received: what the peer's Close frame said; None before it. Written by the receive half.
+    """
+
+    __slots__ = ("_reader", "_failed", "close_sent", "close_received")
+
+    def __init__(self, *, max_message_size: int | None = None) -> None:
+        self._reader = MessageReader(max_size=max_message_size)
+        self._failed = False
+        self.close_sent: Close | None = None
+        self.close_received: Close | None = None
+
+    # Receive half
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the wire. What follows a Close or a violation is dropped (RFC 6455 5.5.1, 7.1.7)."""
+        if self.close_received is None and not self._failed:
+            self._reader.feed(data)
+
+    def next_event(self) -> Message | None:
+        """Return the next message or control frame, or None until more bytes come.
+
+        Raises:
+            ProtocolError: once, at the violation; then the events are over.
+        """
+        if self.close_received is not None or self._failed:
+            return None
+        try:
+            message = self._reader.next_message()
+            if message is not None and message.opcode is Opcode.CLOSE:
+                assert isinstance(message.payload, bytes)
+                self.close_received = parse_close(message.payload)
+            return message
+        except ProtocolError:
+            self._failed = True
+            raise
+
+    # Send half
+
+    def send_message(self, payload: Payload) -> bytes:
+        """Return the bytes of a message. The caller has checked that no Close was sent (RFC 6455 5.5.1)."""
+        return encode_message(payload)
+
+    def send_ping(self, payload: bytes) -> bytes:
+        """Return the bytes of a Ping (RFC 6455 5.5.2)."""
+        return _control(Opcode.PING, payload)
+
+    def send_pong(self, payload: bytes) -> bytes:
+        """Return the bytes of a Pong (RFC 6455 5.5.3)."""
+        return _control(Opcode.PONG, payload)
+
+    def send_close(self, close: Close) -> bytes:
+        """Return the bytes of the Close frame; empty when it was sent already (RFC 6455 5.5.1).
+
+        Raises:
+            ValueError: a code that may not be sent, or a reason of more than 123 bytes of UTF-8.
+        """
+        if self.close_sent is not None:
+            return b""
+        data = _control(Opcode.CLOSE, encode_close(close))
+        self.close_sent = close
+        return data
+
+
+def _control(opcode: Opcode, payload: bytes) -> bytes:
+    if len(payload) > MAX_CONTROL_PAYLOAD:
+        raise ValueError(f"a control frame carries at most {MAX_CONTROL_PAYLOAD} bytes, not {len(payload)}")
+    return encode_frame(Frame(opcode, payload))
+
+
+def parse_close(payload: bytes) -> Close:
+    """Read the payload of a Close frame (RFC 6455 5.5.1, 7.4).
+
+    Raises:
+        ProtocolError: one octet, or a code that may not be on the wire.
+        InvalidPayload: the reason is not UTF-8.
+    """
+    if not payload:
+        return Close(CloseCode.NO_STATUS_RCVD)
+    if len(payload) == 1:
+        raise ProtocolError("Close frame with half a code")
+    code = int.from_bytes(payload[:2], "big")
+    if not is_valid_close_code(code):
+        raise ProtocolError(f"Close frame with code {code}")
+    try:
+        return Close(code, payload[2:].decode())
+    except UnicodeDecodeError as error:
+        raise InvalidPayload("close reason is not UTF-8") from error
+
+
+def encode_close(close: Close) -> bytes:
+    """Return the payload of a Close frame.
+
+    Raises:
+        ValueError: a code that may not be sent, or a reason of more than 123 bytes of UTF-8.
+    """
+    if close.code == CloseCode.NO_STATUS_RCVD and not close.reason:
+        return b""
+    if not is_valid_close_code(close.code):
+        raise ValueError(f"close code {close.code} may not be sent (RFC 6455 7.4)")
+    reason = close.reason.encode()
+    if len(reason) > MAX_CONTROL_PAYLOAD - 2:
+        raise ValueError(f"a close reason has at most {MAX_CONTROL_PAYLOAD - 2} bytes of UTF-8, not {len(reason)}")
+    return close.code.to_bytes(2, "big") + reason

@@ -1,0 +1,89 @@
+"""The socket of one connection: the only place that reads, writes, waits on and closes it.
+
+Reading blocks and belongs to the connection's thread. Writing never blocks; the connection's send lock serialises
+it, together with :meth:`Transport.close`. Waiting holds no lock.
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import socket
+
+RECV_SIZE = 1 << 16
+_LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
+
+
+class Transport:
+    """A stream socket, plain TCP or Unix."""
+
+    __slots__ = ("_socket", "recv")
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(True)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
+        #: ``recv(size)`` blocks until there are bytes; ``b""`` is EOF. Raises OSError when the connection broke.
+        self.recv = sock.recv
+
+    def fileno(self) -> int:
+        """Return the file descriptor; -1 when closed."""
+        return self._socket.fileno()
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Write what the kernel takes now and return how many bytes that was, 0 when it takes none.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        try:
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def recv_now(self, size: int) -> bytes | None:
+        """Read what is there now, None when that is nothing and ``b""`` at EOF.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        try:
+            return self._socket.recv(size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+
+    def wait(self, *, readable: bool = False, writable: bool = False, timeout: float | None = None) -> bool:
+        """Wait until a read or a write would not block, or the connection broke.
+
+        Args:
+            readable: wait for bytes or EOF.
+            writable: wait for room in the send buffer.
+            timeout: seconds, None for no limit.
+
+        Returns:
+            False when the time is over.
+        """
+        poll = select.poll()
+        try:
+            poll.register(self._socket, (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0))
+        except ValueError:  # Closed meanwhile; the caller is going to see that.
+            return True
+        return bool(poll.poll(None if timeout is None else math.ceil(max(0.0, timeout) * 1000)))
+
+    def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
+        """End one or both directions. Wakes a blocked recv and every wait; any thread may call it."""
+        try:
+            self._socket.shutdown(how)
+        except OSError:
+            pass  # The peer was faster.
+
+    def close(self) -> None:
+        """Close the socket. Bytes that nobody read are thrown away first: the kernel would answer them with a reset."""
+        try:
+            for _ in range(_LAST_READS):
+                if not self.recv_now(RECV_SIZE):
+                    break
+        except OSError:
+            pass
+        self._socket.close()

@@ -1,0 +1,164 @@
+"""From an HTTP request to a running WebSocket: handshake, detach, connection, manager.
+
+The handshake is an ordinary response of the application. :meth:`Upgrader.upgrade` only checks the request and
+returns that response; the socket is taken when the WSGI server calls it. Until then everything is as for any
+request: ``abort(401)`` refuses, ``after_request`` and the session may add headers, and they are on the 101.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from werkzeug.datastructures import EnvironHeaders, Headers
+from werkzeug.wrappers import Request, Response
+from werkzeug.wsgi import ClosingIterator
+
+from .connection import Connection
+from .detach import Detached, find_socket
+from .exceptions import DetachError, HandshakeError
+from .handshake import (
+    Origins, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
+)
+from .manager import Manager
+from .transport import Transport
+
+logger = logging.getLogger("wsthread")
+
+# What frameworks add to every response and what means nothing on a 101 (RFC 9110 8.6, RFC 9112 6.1).
+_NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
+# What the server put into the environ for itself; a connection must not keep it alive.
+_SERVERS_OWN = ("wsgi.", "gunicorn.", "werkzeug.")
+
+
+class Upgrader:
+    """Turns requests into WebSocket connections of a manager.
+
+    It is a WSGI application too, so any WSGI application can get a WebSocket beside it::
+
+        application = DispatcherMiddleware(application, {"/ws": Upgrader(manager)})
+
+    Args:
+        manager: gets the connections.
+        origins: which pages may connect. None: those of the same host and port, as ``Host`` tells it (apply
+            Werkzeug's ProxyFix behind a proxy that changes it). ``"*"``: all. A string, a compiled pattern or a
+            list of both: the origins that match in full, such as ``https://example.com``. A callable: those it
+            returns true for. Clients that send no Origin are no browsers and always pass.
+        subprotocols: the supported subprotocols, the preferred one first. The first that the client offers is
+            chosen; a client that offers none of them gets a connection without one.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        *,
+        origins: Origins = None,
+        subprotocols: Sequence[str] = (),
+    ) -> None:
+        if isinstance(subprotocols, str):
+            raise TypeError("subprotocols is a list of names, not one str")
+        self._manager = manager
+        self._origins = origins
+        self._subprotocols = tuple(subprotocols)
+
+    def upgrade(
+        self, request: Request | dict[str, Any], *, headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+    ) -> Response:
+        """Return the response that makes a WebSocket out of a request, or refuses it.
+
+        Args:
+            request: a Werkzeug or Flask request, or a WSGI environ.
+            headers: more headers for the 101.
+
+        Returns:
+            A 101, to be returned from the view as it is. A refusal is a response too: 400, 403, 405, 426, 501 or
+            503, with a sentence that tells what to change, which is logged as well.
+        """
+        if not isinstance(request, Request):
+            request = Request(request, populate_request=False)
+        try:
+            key, subprotocol = self._check(request)
+        except HandshakeError as error:
+            return _refuse(request.environ, error)
+        except DetachError as error:
+            return _refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
+        response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
+        response.headers = Headers([*response_headers(key, subprotocol), *Headers(headers)])
+        prepare = functools.partial(self._manager.prepare, _snapshot(request), subprotocol)
+        setattr(response, "get_wsgi_response", _Switch(response, prepare))
+        return response
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Upgrade a request as a WSGI application (PEP 3333)."""
+        return self.upgrade(environ)(environ, start_response)
+
+    def _check(self, request: Request) -> tuple[str, str | None]:
+        environ = request.environ
+        headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
+        key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
+        check_origin(headers.get("origin"), request.host, self._origins)
+        find_socket(environ)
+        offered = tokens(headers.get("sec-websocket-protocol", ""))
+        return key, select_subprotocol(offered, self._subprotocols)
+
+
+class _Switch:
+    """What happens when the WSGI server calls a 101: the socket is taken.
+
+    It hangs on the response object and not on a subclass of Response, because Flask turns a response of another
+    class into its own class.
+    """
+
+    def __init__(self, response: Response, prepare: Callable[[], Connection]) -> None:
+        self._response = response
+        self._prepare = prepare
+
+    def __call__(self, environ: dict[str, Any]) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
+        """Detach the socket and send our 101 over it; return the one for the server's dummy.
+
+        In the form of Werkzeug's ``Response.get_wsgi_response``.
+        """
+        headers = [(name, value) for name, value in self._response.headers if name.lower() not in _NOT_ON_A_101]
+        data = encode_response(headers)
+        try:
+            conn = self._prepare()
+        except RuntimeError as error:
+            return _refuse(environ, _overloaded(f"no thread can be started: {error}")).get_wsgi_response(environ)
+        try:
+            detached = Detached(environ)
+        except OSError as error:
+            conn.abandon()
+            return _refuse(environ, _overloaded(f"no file descriptor is left: {error}")).get_wsgi_response(environ)
+        except BaseException:
+            conn.abandon()
+            raise
+        conn.open(Transport(detached.socket), data, detached.unread)
+        # Without headers, because some servers take exception to hop-by-hop ones; nobody reads them anyway.
+        return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", []
+
+
+def _overloaded(reason: str) -> HandshakeError:
+    return HandshakeError(HTTPStatus.SERVICE_UNAVAILABLE, f"No more connections: {reason}.", [("Retry-After", "5")])
+
+
+def _refuse(environ: dict[str, Any], error: HandshakeError) -> Response:
+    logger.warning(
+        "refused handshake: %s %s from %s: %s",
+        environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR") or "local", error)
+    return Response(f"{error.reason}\n", status=error.status, headers=error.headers, mimetype="text/plain")
+
+
+def _snapshot(request: Request) -> Request:
+    """Return a copy of a request that lives on without its server and its body."""
+    environ = {name: value for name, value in request.environ.items() if not name.startswith(_SERVERS_OWN)}
+    environ["wsgi.url_scheme"] = request.environ["wsgi.url_scheme"]
+    environ["wsgi.input"] = io.BytesIO()
+    snapshot = request.__class__(environ, populate_request=False)  # type() would be that of Flask's proxy.
+    for name in ("url_rule", "view_args"):  # Flask's.
+        if hasattr(request, name):
+            setattr(snapshot, name, getattr(request, name))
+    return snapshot
