@@ -32,7 +32,7 @@ style: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
-PURE := exceptions frames messages protocol handshake
+PURE := exceptions frames deflate messages protocol handshake
 cover: .venv/.test
 	$(BIN)/coverage run -m pytest --quiet $(PURE:%=tests/test_%.py)
 	$(BIN)/coverage report --fail-under=100 $(foreach module,$(PURE),--include=wsthread/$(module).py)

@@ -1,6 +1,7 @@
 """WebSockets for the WSGI applications people already run (RFC 6455)."""
 
 from .connection import Connection, State
+from .deflate import Deflate
 from .exceptions import (
     ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "CloseCode",
     "Connection",
     "ConnectionClosed",
+    "Deflate",
     "DetachError",
     "HandshakeError",
     "InvalidPayload",

@@ -28,10 +28,11 @@ from typing import Any
 
 from werkzeug.wrappers import Request
 
+from .deflate import Agreement
 from .exceptions import ConnectionClosed, ProtocolError
 from .frames import CloseCode, Opcode
 from .housekeeper import Housekeeper
-from .messages import Message, Payload, encode_message
+from .messages import Message, Payload, PreparedMessage
 from .outbox import Outbox
 from .protocol import Close, Protocol, encode_close
 from .transport import RECV_SIZE, Transport
@@ -82,7 +83,13 @@ class Connection:
     """
 
     def __init__(
-        self, request: Request, options: Options, housekeeper: Housekeeper, *, subprotocol: str | None = None,
+        self,
+        request: Request,
+        options: Options,
+        housekeeper: Housekeeper,
+        *,
+        subprotocol: str | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         self.context: Any = None
         self.request = request
@@ -99,7 +106,7 @@ class Connection:
         # Guarded by the send lock, as are the protocol's send half and each write to the transport.
         self._send_lock = threading.Lock()
         self._state = State.CONNECTING
-        self._protocol = Protocol(max_message_size=options.max_message_size)
+        self._protocol = Protocol(max_message_size=options.max_message_size, agreement=agreement)
         self._outbox = Outbox()
         self._transport: Transport | None = None
         self._watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
@@ -246,9 +253,9 @@ class Connection:
             TimeoutError: the peer was too slow. A part of the message may have left, so the connection is terminated.
             TypeError: the payload is neither str nor bytes-like.
         """
-        data = encode_message(payload)
         with self._send_lock:
-            end = self._put(data)
+            self._check_open()
+            end = self._write(self._protocol.send_message(payload))
             if self._outbox.sent >= end:
                 return
         self._wait_sent(end, timeout)
@@ -265,10 +272,11 @@ class Connection:
         """
         data = self._protocol.send_ping(bytes(payload))
         with self._send_lock:
-            self._put(data)
+            self._check_open()
+            self._write(data)
 
-    def post(self, data: bytes) -> None:
-        """Put encoded frames on their way without waiting, as a broadcast does. Any thread may call it.
+    def post(self, message: PreparedMessage) -> None:
+        """Put a message on its way without waiting, as a broadcast does. Any thread may call it.
 
         A peer that leaves more than ``max_outbox_size`` untaken is closed with 1013.
 
@@ -276,16 +284,18 @@ class Connection:
             ConnectionClosed: the connection is closing or closed.
         """
         with self._send_lock:
+            self._check_open()
+            data = self._protocol.send_prepared(message)
             if self._outbox.size and self._outbox.size + len(data) > self._options.max_outbox_size:
                 logger.warning("%s: closed, the peer is too slow: %d bytes wait", self, self._outbox.size)
                 self._send_close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
-            self._put(data)
+            else:
+                self._write(data)
 
-    def _put(self, data: bytes) -> int:
-        """Write if the connection is OPEN and return the end position; the send lock is held."""
+    def _check_open(self) -> None:
+        """Refuse what the peer would not get; the send lock is held."""
         if self._state is not State.OPEN:
             raise self._closed_error()
-        return self._write(data)
 
     def _write(self, data: bytes) -> int:
         """Put bytes into the outbox, hand over what the kernel takes, return their end; the send lock is held."""

@@ -119,17 +119,18 @@ class FrameParser:
     """Bytes in, frames out, for one direction of one connection.
 
     Args:
-        max_size: the largest payload of a data frame in bytes; None for no limit.
+        max_size: the largest payload of a data frame in bytes; None for no limit. It does not hold for a frame with
+            RSV1, whose size says little about what it carries. May be changed between two frames.
         masked: whether the sender has to mask, so True for the bytes a server receives (RFC 6455 5.1).
         rsv1_allowed: whether an extension gave RSV1 a meaning on data frames.
     """
 
-    __slots__ = ("_buffer", "_start", "_max_size", "_masked", "_rsv1_allowed", "_missing", "_fin", "_key")
+    __slots__ = ("max_size", "_buffer", "_start", "_masked", "_rsv1_allowed", "_missing", "_fin", "_key")
 
     def __init__(self, *, max_size: int | None = None, masked: bool = True, rsv1_allowed: bool = False) -> None:
         self._buffer = b""
         self._start = 0
-        self._max_size = max_size
+        self.max_size = max_size
         self._masked = MASKED if masked else 0
         self._rsv1_allowed = rsv1_allowed
         # The data frame under way: octets still missing, its FIN bit, its masking key turned to the next octet.
@@ -170,8 +171,9 @@ class FrameParser:
             length, = packed.unpack_from(buffer, start + 2)
             if length >> 63:
                 raise ProtocolError("most significant bit of a 64-bit length is set")
-        if self._max_size is not None and length > self._max_size and first & 0x08 == 0:
-            raise MessageTooBig(f"frame of {length} octets, the limit is {self._max_size}")
+        max_size = self.max_size
+        if max_size is not None and length > max_size and not first & (RSV1 | 0x08):
+            raise MessageTooBig(f"frame of {length} octets, the limit is {max_size}")
         key = b""
         if self._masked:
             key = buffer[payload_at:payload_at + 4]

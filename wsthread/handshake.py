@@ -152,11 +152,13 @@ def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
     return next((name for name in supported if name in offered), None)
 
 
-def response_headers(key: str, subprotocol: str | None) -> list[tuple[str, str]]:
+def response_headers(key: str, subprotocol: str | None, extension: str | None = None) -> list[tuple[str, str]]:
     """Return the headers that make a response a 101 for this key (RFC 6455 4.2.2)."""
     headers = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept_key(key))]
     if subprotocol is not None:
         headers.append(("Sec-WebSocket-Protocol", subprotocol))
+    if extension is not None:
+        headers.append(("Sec-WebSocket-Extensions", extension))
     return headers
 
 

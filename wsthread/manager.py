@@ -18,10 +18,11 @@ from typing import Any, Generic, TypeVar, overload
 from werkzeug.wrappers import Request
 
 from .connection import Connection, Options, State
+from .deflate import Agreement
 from .exceptions import ConnectionClosed
 from .frames import CloseCode, Opcode
 from .housekeeper import Housekeeper
-from .messages import Payload, encode_message
+from .messages import Payload, PreparedMessage
 from .registry import Registry
 
 logger = logging.getLogger("wsthread")
@@ -85,10 +86,10 @@ class Manager:
         Args:
             payload: a str goes as text; bytes, bytearray or memoryview go as binary.
         """
-        data = encode_message(payload)
+        message = PreparedMessage(payload)
         for conn in self._registry.snapshot():
             try:
-                conn.post(data)
+                conn.post(message)
             except ConnectionClosed:
                 pass
 
@@ -104,14 +105,14 @@ class Manager:
 
     # For the upgrader
 
-    def prepare(self, request: Request, subprotocol: str | None) -> Connection:
+    def prepare(self, request: Request, subprotocol: str | None, agreement: Agreement | None) -> Connection:
         """Return a CONNECTING connection whose thread has started and waits.
 
         Raises:
             RuntimeError: the system starts no more threads.
         """
         self._housekeeper.start()
-        conn = Connection(request, self.options, self._housekeeper, subprotocol=subprotocol)
+        conn = Connection(request, self.options, self._housekeeper, subprotocol=subprotocol, agreement=agreement)
         threading.Thread(target=self._run, args=(conn,), name=f"wsthread {conn}", daemon=True).start()
         return conn
 

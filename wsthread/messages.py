@@ -1,8 +1,8 @@
 """Messages (RFC 6455 5.4, 5.6): frames put together and taken apart.
 
 The :class:`MessageReader` joins fragments, passes control frames through between them, checks UTF-8 while
-fragments arrive and holds the size limit over the whole message. What it keeps of an unfinished message is
-never larger than the limit, however small the fragments are.
+fragments arrive and holds the size limit over the whole message, while inflating. What it keeps of an unfinished
+message is never larger than the limit, however small the fragments are and however well it was compressed.
 
 Pure: bytes in, values out. An object belongs to one thread at a time.
 """
@@ -14,6 +14,7 @@ import io
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+from .deflate import Agreement, Deflater, Inflater
 from .exceptions import InvalidPayload, MessageTooBig, ProtocolError
 from .frames import FrameParser, Opcode, encode_header
 
@@ -63,17 +64,26 @@ class MessageReader:
     """Bytes in, messages and control frames out, in wire order.
 
     Args:
-        max_size: the largest message in bytes, None for no limit.
+        max_size: the largest message in bytes, after inflating; None for no limit.
         masked: whether the sender has to mask (a client has to, RFC 6455 5.1).
+        inflater: inflates messages that have RSV1 set (RFC 7692 6.2); None when that was not negotiated.
     """
 
-    __slots__ = ("_frames", "_max_size", "_opcode", "_size", "_collector", "feed")
+    __slots__ = (
+        "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector", "feed",
+    )
 
-    def __init__(self, *, max_size: int | None = None, masked: bool = True) -> None:
-        self._frames = FrameParser(max_size=max_size, masked=masked)
+    def __init__(
+        self, *, max_size: int | None = None, masked: bool = True, inflater: Inflater | None = None,
+    ) -> None:
+        self._frames = FrameParser(max_size=max_size, masked=masked, rsv1_allowed=inflater is not None)
         self._max_size = max_size
-        # The message under way: its opcode (None: there is none), its octets so far and what holds them.
+        self._inflater = inflater
+        # The message under way: its opcode (None: there is none), whether it is compressed, its octets on the wire and
+        # after inflating, and what holds them.
         self._opcode: Opcode | None = None
+        self._compressed = False
+        self._received = 0
         self._size = 0
         self._collector: _TextCollector | _BytesCollector | None = None
         self.feed: Callable[[bytes], None] = self._frames.feed
@@ -82,13 +92,13 @@ class MessageReader:
         """Return the next message or control frame, or None until more bytes are fed.
 
         Raises:
-            ProtocolError: the bytes break RFC 6455; InvalidPayload and MessageTooBig say how.
+            ProtocolError: the bytes break RFC 6455 or RFC 7692; InvalidPayload and MessageTooBig say how.
         """
         while True:
             frame = self._frames.next_frame()
             if frame is None:
                 return None
-            opcode, payload, fin, _ = frame
+            opcode, payload, fin, rsv1 = frame
             if opcode >= Opcode.CLOSE:
                 return Message(opcode, payload)
             if opcode is Opcode.CONTINUATION:
@@ -96,26 +106,45 @@ class MessageReader:
                     raise ProtocolError("continuation frame without a message to continue")
             elif self._opcode is not None:
                 raise ProtocolError("new message before the last one was finished")
-            elif fin:
+            elif fin and not rsv1:
                 return Message(opcode, _decode(payload) if opcode is Opcode.TEXT else payload)
             else:
-                self._opcode = opcode
-                self._collector = _TextCollector() if opcode is Opcode.TEXT else _BytesCollector()
+                self._start(opcode, rsv1)
             message = self._collect(payload, fin)
             if message is not None:
                 return message
 
+    def _start(self, opcode: Opcode, compressed: bool) -> None:
+        self._opcode = opcode
+        self._compressed = compressed
+        self._received = self._size = 0
+        self._collector = _TextCollector() if opcode is Opcode.TEXT else _BytesCollector()
+        self._frames.max_size = None if compressed else self._max_size
+
     def _collect(self, payload: bytes, fin: bool) -> Message | None:
         assert self._opcode is not None and self._collector is not None
+        limit = self._max_size
+        if self._compressed:
+            assert self._inflater is not None
+            self._received += len(payload)
+            if limit is not None and self._received > _max_compressed_size(limit):
+                raise MessageTooBig(f"compressed message of more than {_max_compressed_size(limit)} octets")
+            payload = self._inflater.inflate(payload, fin, None if limit is None else limit - self._size)
         self._size += len(payload)
-        if self._max_size is not None and self._size > self._max_size:
-            raise MessageTooBig(f"message of more than {self._max_size} octets")
+        if limit is not None and self._size > limit:
+            raise MessageTooBig(f"message of more than {limit} octets")
         self._collector.add(payload, fin)
         if not fin:
             return None
         message = Message(self._opcode, self._collector.value())
-        self._opcode, self._collector, self._size = None, None, 0
+        self._opcode = self._collector = None
+        self._frames.max_size = limit
         return message
+
+
+def _max_compressed_size(max_size: int) -> int:
+    # Data that does not compress grows by a few octets per block and per fragment; more is not worth reading.
+    return 2 * max_size + 1024
 
 
 def _decode(payload: bytes) -> str:
@@ -145,3 +174,38 @@ def encode_message(payload: Payload) -> bytes:
     """Return a message as one unmasked frame, as a server sends it."""
     opcode, octets = to_octets(payload)
     return encode_header(opcode, len(octets)) + octets
+
+
+def encode_compressed(opcode: Opcode, octets: bytes, deflater: Deflater) -> bytes:
+    """Return a message that is not empty as one unmasked, compressed frame (RFC 7692 6.1)."""
+    compressed = deflater.deflate(octets)
+    return encode_header(opcode, len(compressed), rsv1=True) + compressed
+
+
+class PreparedMessage:
+    """A message for many peers, encoded once for each way in which they want it. Any thread may use it.
+
+    Args:
+        payload: a str goes as text; bytes, bytearray or memoryview go as binary.
+    """
+
+    __slots__ = ("_opcode", "_octets", "_frames")
+
+    def __init__(self, payload: Payload) -> None:
+        self._opcode, self._octets = to_octets(payload)
+        # Level and window bits, or None for a plain frame. Two threads may both encode; the result is the same.
+        self._frames: dict[tuple[int, int] | None, bytes] = {}
+
+    def encode(self, agreement: Agreement | None) -> bytes:
+        """Return the frame for a peer, compressed from an empty window if the peer agreed to compression."""
+        key = None
+        if agreement is not None and self._octets and len(self._octets) >= agreement.deflate.threshold:
+            key = agreement.deflate.level, agreement.server_max_window_bits
+        frame = self._frames.get(key)
+        if frame is None:
+            if key is None:
+                frame = encode_header(self._opcode, len(self._octets)) + self._octets
+            else:
+                frame = encode_compressed(self._opcode, self._octets, Deflater(*key, context_takeover=False))
+            self._frames[key] = frame
+        return frame

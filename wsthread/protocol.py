@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .deflate import Agreement, Deflater, Inflater
 from .exceptions import InvalidPayload, ProtocolError
 from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, is_valid_close_code
-from .messages import Message, MessageReader, Payload, encode_message
+from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
 
 
 class Close(NamedTuple):
@@ -34,17 +35,23 @@ class Protocol:
 
     Args:
         max_message_size: the largest message to accept in bytes, None for no limit.
+        agreement: what was negotiated about compression, None for nothing.
 
     Attributes:
         close_sent: what our Close frame said; None before it. Written by the send half.
         close_received: what the peer's Close frame said; None before it. Written by the receive half.
     """
 
-    __slots__ = ("_reader", "_failed", "close_sent", "close_received")
+    __slots__ = ("_reader", "_failed", "_agreement", "_deflater", "close_sent", "close_received")
 
-    def __init__(self, *, max_message_size: int | None = None) -> None:
-        self._reader = MessageReader(max_size=max_message_size)
+    def __init__(self, *, max_message_size: int | None = None, agreement: Agreement | None = None) -> None:
+        inflater = None
+        if agreement is not None:
+            inflater = Inflater(agreement.client_max_window_bits, agreement.client_context_takeover)
+        self._reader = MessageReader(max_size=max_message_size, inflater=inflater)
         self._failed = False
+        self._agreement = agreement
+        self._deflater: Deflater | None = None  # Made for the first message that is long enough.
         self.close_sent: Close | None = None
         self.close_received: Close | None = None
 
@@ -77,7 +84,22 @@ class Protocol:
 
     def send_message(self, payload: Payload) -> bytes:
         """Return the bytes of a message. The caller has checked that no Close was sent (RFC 6455 5.5.1)."""
-        return encode_message(payload)
+        agreement = self._agreement
+        if agreement is None:
+            return encode_message(payload)
+        opcode, octets = to_octets(payload)
+        if not octets or len(octets) < agreement.deflate.threshold:
+            return encode_message(payload)
+        if self._deflater is None:
+            self._deflater = Deflater(
+                agreement.deflate.level, agreement.server_max_window_bits, agreement.server_context_takeover)
+        return encode_compressed(opcode, octets, self._deflater)
+
+    def send_prepared(self, message: PreparedMessage) -> bytes:
+        """Return the bytes of a message that was made for many."""
+        if self._deflater is not None:
+            self._deflater.restart()  # Its window would lack this message.
+        return message.encode(self._agreement)
 
     def send_ping(self, payload: bytes) -> bytes:
         """Return the bytes of a Ping (RFC 6455 5.5.2)."""

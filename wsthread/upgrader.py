@@ -19,6 +19,7 @@ from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import ClosingIterator
 
 from .connection import Connection
+from .deflate import Agreement, Deflate, parse_extensions
 from .detach import Detached, find_socket
 from .exceptions import DetachError, HandshakeError
 from .handshake import (
@@ -50,6 +51,8 @@ class Upgrader:
             returns true for. Clients that send no Origin are no browsers and always pass.
         subprotocols: the supported subprotocols, the preferred one first. The first that the client offers is
             chosen; a client that offers none of them gets a connection without one.
+        compression: how to compress messages for clients that offer it (RFC 7692): a :class:`~wsthread.Deflate`.
+            None turns it off. Default ``Deflate()``: messages of 1 KiB and more, without context takeover.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Upgrader:
         *,
         origins: Origins = None,
         subprotocols: Sequence[str] = (),
+        compression: Deflate | None = Deflate(),
     ) -> None:
         if isinstance(subprotocols, str):
             raise TypeError("subprotocols is a list of names, not one str")
         self._manager = manager
         self._origins = origins
         self._subprotocols = tuple(subprotocols)
+        self._compression = compression
 
     def upgrade(
         self, request: Request | dict[str, Any], *, headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
@@ -81,14 +86,15 @@ class Upgrader:
         if not isinstance(request, Request):
             request = Request(request, populate_request=False)
         try:
-            key, subprotocol = self._check(request)
+            key, subprotocol, agreement = self._check(request)
         except HandshakeError as error:
             return _refuse(request.environ, error)
         except DetachError as error:
             return _refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
-        response.headers = Headers([*response_headers(key, subprotocol), *Headers(headers)])
-        prepare = functools.partial(self._manager.prepare, _snapshot(request), subprotocol)
+        extension = None if agreement is None else agreement.extension
+        response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
+        prepare = functools.partial(self._manager.prepare, _snapshot(request), subprotocol, agreement)
         setattr(response, "get_wsgi_response", _Switch(response, prepare))
         return response
 
@@ -96,14 +102,17 @@ class Upgrader:
         """Upgrade a request as a WSGI application (PEP 3333)."""
         return self.upgrade(environ)(environ, start_response)
 
-    def _check(self, request: Request) -> tuple[str, str | None]:
+    def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
         environ = request.environ
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, self._origins)
         find_socket(environ)
         offered = tokens(headers.get("sec-websocket-protocol", ""))
-        return key, select_subprotocol(offered, self._subprotocols)
+        agreement = None
+        if self._compression is not None:
+            agreement = self._compression.negotiate(parse_extensions(headers.get("sec-websocket-extensions", "")))
+        return key, select_subprotocol(offered, self._subprotocols), agreement
 
 
 class _Switch:

@@ -1,0 +1,135 @@
+"""A connection of a manager over a loopback TCP connection, without an HTTP server, and a raw peer at its other end."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request
+from wire import client_frame
+
+from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager
+from wsthread.deflate import Agreement
+from wsthread.transport import Transport
+
+TIMEOUT = 10.0
+
+
+class Peer:
+    """The client's end, speaking raw frames."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.settimeout(TIMEOUT)
+        self._buffer = b""
+
+    def send(self, opcode: int, payload: bytes = b"", **fields: Any) -> None:
+        """Send one masked frame."""
+        self.socket.sendall(client_frame(opcode, payload, **fields))
+
+    def close_frame(self, code: int = 1000, reason: str = "") -> None:
+        """Send a Close."""
+        self.send(Opcode.CLOSE, struct.pack("!H", code) + reason.encode())
+
+    def read(self) -> tuple[int, bytes]:
+        """Return opcode and payload of the next frame."""
+        first, length = self._take(2)
+        if length == 126:
+            length, = struct.unpack("!H", self._take(2))
+        elif length == 127:
+            length, = struct.unpack("!Q", self._take(8))
+        return first & 0x0F, self._take(length)
+
+    def read_close(self) -> int:
+        """Return the code of the Close that comes next, 1005 for none."""
+        opcode, payload = self.read()
+        assert opcode == Opcode.CLOSE, (opcode, payload[:50])
+        code: int = struct.unpack("!H", payload[:2])[0] if payload else 1005
+        return code
+
+    def at_eof(self) -> bool:
+        """Tell whether the server closed the TCP connection, waiting for that."""
+        assert not self._buffer
+        return self.socket.recv(1) == b""
+
+    def reset(self) -> None:
+        """Cut the TCP connection with a RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            data = self.socket.recv(65536)
+            if not data:
+                raise EOFError(f"the server closed, {len(self._buffer)} bytes are left")
+            self._buffer += data
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+
+class Recorder:
+    """A ListenableManager's callbacks, noted down."""
+
+    def __init__(self, **options: Any) -> None:
+        self.messages: list[tuple[Opcode, str | bytes]] = []
+        self.closes: list[tuple[int | None, str | None]] = []
+        self.errors: list[Exception] = []
+        self.connected = threading.Event()
+        self.closed = threading.Event()
+        self.manager = ListenableManager(
+            on_connect=self._on_connect, on_message=self._on_message, on_error=self._on_error,
+            on_close=self._on_close, **options)
+
+    def _on_connect(self, conn: Connection) -> None:
+        self.connected.set()
+
+    def _on_message(self, conn: Connection, opcode: Opcode, payload: str | bytes) -> None:
+        self.messages.append((opcode, payload))
+
+    def _on_error(self, conn: Connection, error: Exception) -> None:
+        self.errors.append(error)
+
+    def _on_close(self, conn: Connection) -> None:
+        self.closes.append((conn.close_code, conn.close_reason))
+        self.closed.set()
+
+    def wait_closed(self) -> tuple[int | None, str | None]:
+        """Wait for on_close, make sure that it came once, and return code and reason."""
+        assert self.closed.wait(TIMEOUT)
+        assert len(self.closes) == 1
+        return self.closes[0]
+
+
+Connect = Callable[..., "tuple[Connection, Peer]"]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Return a function that opens a connection of a manager and returns it with its peer."""
+    sockets: list[socket.socket] = []
+
+    def open_connection(
+        manager: Manager, path: str = "/ws?name=Ada", agreement: Agreement | None = None, unread: bytes = b"",
+    ) -> tuple[Connection, Peer]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            client = socket.create_connection(listener.getsockname())
+            server, _ = listener.accept()
+        sockets.append(client)
+        environ = EnvironBuilder(path, environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
+        conn = manager.prepare(Request(environ), None, agreement)
+        conn.open(Transport(server), b"", unread)
+        return conn, Peer(client)
+
+    yield open_connection
+    for sock in sockets:
+        sock.close()
+
+
+def run_handler(connect: Connect, handler: Callable[[Connection], None], **options: Any) -> tuple[Connection, Peer]:
+    """Open a connection of a SimpleManager."""
+    return connect(SimpleManager(handler, **options))

@@ -1,0 +1,219 @@
+"""Managers: callbacks, errors in them, the registry, broadcasts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+from peer import TIMEOUT, Connect, Recorder, connect, run_handler
+from servers import wait_until
+
+from wsthread import Connection, ConnectionClosed, ListenableManager, Manager, Opcode, SimpleManager, State
+
+__all__ = ["connect"]
+
+
+def test_callbacks_in_each_form(connect: Connect) -> None:
+    calls: list[str] = []
+    by_keyword = ListenableManager(on_message=lambda conn, opcode, payload: calls.append(f"keyword {payload}"))
+
+    by_decorator = ListenableManager()
+
+    @by_decorator.on_message
+    def message(conn: Connection, opcode: Opcode, payload: str) -> None:
+        calls.append(f"decorator {payload}")
+
+    assert message.__name__ == "message"  # The decorator returns the function.
+    by_assignment = ListenableManager()
+    by_assignment.on_message = lambda conn, opcode, payload: calls.append(f"assignment {payload}")
+
+    class BySubclass(ListenableManager):
+        def on_message(self, conn: Connection, opcode: Opcode, payload: str) -> None:  # type: ignore[override]
+            calls.append(f"subclass {payload}")
+
+    managers = [by_keyword, by_decorator, by_assignment, BySubclass()]
+    for manager in managers:
+        _, peer = connect(manager)
+        peer.send(Opcode.TEXT, b"hi")
+        peer.close_frame()
+        assert peer.read_close() == 1000
+    assert calls == ["keyword hi", "decorator hi", "assignment hi", "subclass hi"]
+
+
+def test_a_callback_can_be_taken_back(connect: Connect) -> None:
+    calls: list[str] = []
+    manager = ListenableManager(on_message=lambda conn, opcode, payload: calls.append(payload))
+    manager.on_message = None
+    _, peer = connect(manager)
+    peer.send(Opcode.TEXT, b"hi")
+    peer.close_frame()
+    assert peer.read_close() == 1000
+    assert calls == []
+
+
+def test_order_of_callbacks(connect: Connect) -> None:
+    calls: list[object] = []
+    done = threading.Event()
+
+    def closed(conn: Connection) -> None:
+        calls.append("close")
+        done.set()
+
+    manager = ListenableManager(
+        on_connect=lambda conn: calls.append("connect"),
+        on_message=lambda conn, opcode, payload: calls.append((opcode, payload)),
+        on_close=closed)
+    _, peer = connect(manager)
+    for i in range(100):
+        peer.send(Opcode.TEXT if i % 2 else Opcode.BINARY, b"%d" % i)
+    peer.close_frame()
+    assert done.wait(TIMEOUT)
+    expected = [(Opcode.TEXT, str(i)) if i % 2 else (Opcode.BINARY, b"%d" % i) for i in range(100)]
+    assert calls == ["connect", *expected, "close"]
+
+
+@pytest.mark.parametrize("where", ["on_connect", "on_message"])
+def test_an_exception_in_a_callback(connect: Connect, where: str, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder()
+
+    def fail(*args: object) -> None:
+        raise KeyError("a bug")
+
+    setattr(recorder.manager, where, fail)
+    _, peer = connect(recorder.manager)
+    peer.send(Opcode.TEXT, b"hi")
+    assert peer.read_close() == 1011
+    peer.close_frame(1011)
+    assert recorder.wait_closed() == (1011, "")
+    assert [repr(error) for error in recorder.errors] == ["KeyError('a bug')"]
+    assert [record.exc_info is not None for record in caplog.records if record.levelno == logging.ERROR] == [True]
+
+
+def test_an_exception_in_on_close_and_on_error(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+
+    def closed(conn: Connection) -> None:
+        raise KeyError("in on_close")
+
+    def error(conn: Connection, error: Exception) -> None:
+        done.set()
+        raise KeyError("in on_error")
+
+    manager = ListenableManager(on_close=closed, on_error=error)
+    _, peer = connect(manager)
+    peer.close_frame()
+    assert peer.read_close() == 1000
+    assert done.wait(TIMEOUT)
+    wait_until(lambda: len(caplog.records) == 2)
+    assert manager.connections == ()
+
+
+def test_closing_of_another_connection_is_an_error(connect: Connect) -> None:
+    recorder = Recorder()
+    other = Recorder()
+    gone, other_peer = connect(other.manager)
+    other_peer.close_frame()
+    other.wait_closed()
+    recorder.manager.on_message = lambda conn, opcode, payload: gone.send(payload)
+    _, peer = connect(recorder.manager)
+    peer.send(Opcode.TEXT, b"hi")
+    assert peer.read_close() == 1011
+    assert [type(error) for error in recorder.errors] == [ConnectionClosed]
+
+
+def test_a_handler_may_let_connection_closed_pass(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    def handler(conn: Connection) -> None:
+        while True:
+            conn.send(conn.receive())
+
+    conn, peer = run_handler(connect, handler)
+    peer.close_frame()
+    assert peer.read_close() == 1000
+    wait_until(lambda: conn.closed)
+    assert caplog.records == []
+
+
+def test_connections(connect: Connect) -> None:
+    recorder = Recorder()
+    seen: list[tuple[int, State]] = []
+
+    def closed(conn: Connection) -> None:
+        seen.append((len(recorder.manager.connections), conn.state))
+
+    recorder.manager.on_close = closed
+    first, peer = connect(recorder.manager)
+    second, _ = connect(recorder.manager)
+    wait_until(lambda: len(recorder.manager.connections) == 2)
+    assert set(recorder.manager.connections) == {first, second}
+    peer.close_frame()
+    wait_until(lambda: seen)
+    assert seen == [(1, State.CLOSED)]
+    assert recorder.manager.connections == (second,)
+
+
+def test_broadcast(connect: Connect) -> None:
+    recorder = Recorder()
+    peers = [connect(recorder.manager)[1] for _ in range(5)]
+    wait_until(lambda: len(recorder.manager.connections) == 5)
+    peers[0].reset()
+    recorder.manager.broadcast("to all")
+    for peer in peers[1:]:
+        assert peer.read() == (Opcode.TEXT, b"to all")
+    with pytest.raises(TypeError):
+        recorder.manager.broadcast(None)  # type: ignore[arg-type]
+
+
+def test_a_broadcast_does_not_wait_for_a_slow_peer(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(close_timeout=0.2)
+    slow, slow_peer = connect(recorder.manager)
+    fast, fast_peer = connect(recorder.manager)
+    wait_until(lambda: len(recorder.manager.connections) == 2)
+    for i in range(500):
+        recorder.manager.broadcast(bytes([i % 256]) * 65536)
+        assert fast_peer.read() == (Opcode.BINARY, bytes([i % 256]) * 65536)
+        assert slow._outbox.size <= (1 << 20) + 65536
+    assert recorder.wait_closed()[0] == 1006
+    assert slow.close_reason is not None and slow.close_reason.startswith("no answer to Close 1013")
+    assert "too slow" in caplog.text
+    assert fast.state is State.OPEN
+
+
+def test_what_waits_after_a_broadcast_is_sent_when_the_peer_reads(connect: Connect) -> None:
+    recorder = Recorder(max_outbox_size=64 << 20)
+    conn, peer = connect(recorder.manager)
+    wait_until(lambda: recorder.manager.connections)
+    payload = bytes(range(256)) * 4096
+    for _ in range(16):
+        recorder.manager.broadcast(payload)
+    assert conn._outbox.size > 0
+    for _ in range(16):
+        assert peer.read() == (Opcode.BINARY, payload)
+    wait_until(lambda: conn._outbox.size == 0)
+    assert conn.state is State.OPEN
+
+
+@pytest.mark.parametrize("options", [
+    {"max_message_size": 0}, {"max_message_size": -1}, {"max_outbox_size": None}, {"close_timeout": None},
+    {"write_timeout": 0}, {"read_timeout": "1"}, {"close_timeout": True},
+])
+def test_options_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Manager(**options)  # type: ignore[arg-type]
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(TypeError):
+        SimpleManager(print, max_size=1)
+
+
+def test_nothing_starts_before_the_first_connection() -> None:
+    before = threading.active_count()
+    Manager()
+    assert threading.active_count() == before
+
+
+def test_the_base_class_serves_nothing(connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    _, peer = connect(Manager())
+    assert peer.read_close() == 1011
+    assert "NotImplementedError" in caplog.text
