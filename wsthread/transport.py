@@ -22,7 +22,10 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:
+                pass  # The peer is gone already; the first read will tell.
         self._socket = sock
         #: ``recv(size)`` blocks until there are bytes; ``b""`` is EOF. Raises OSError when the connection broke.
         self.recv = sock.recv
@@ -86,4 +89,8 @@ class Transport:
                     break
         except OSError:
             pass
+        self._socket.close()
+
+    def close_copy(self) -> None:
+        """Close a copy that a fork made; the connection itself is not touched."""
         self._socket.close()
