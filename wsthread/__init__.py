@@ -6,6 +6,7 @@ from .exceptions import (
     ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
 )
 from .frames import CloseCode, Opcode
+from .lifecycle import dump_on_signal
 from .listenable import ListenableManager
 from .manager import Broadcast, Manager, SimpleManager
 from .upgrader import Upgrader
@@ -30,4 +31,5 @@ __all__ = [
     "State",
     "Upgrader",
     "WebSocketError",
+    "dump_on_signal",
 ]

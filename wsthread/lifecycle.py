@@ -10,6 +10,7 @@ Managers enter with their first connection. All of it is per process: a child of
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import threading
@@ -18,6 +19,8 @@ import weakref
 from typing import Protocol
 
 from .housekeeper import Housekeeper
+
+logger = logging.getLogger("wsthread")
 
 _MARGIN = 1.0  # Seconds that we leave to the server of its own time for stopping.
 
@@ -36,6 +39,9 @@ class Inhabitant(Protocol):
 
     def reset_after_fork(self) -> None:
         """Forget what belongs to the parent process; only the forking thread runs."""
+
+    def dump(self) -> str:
+        """Return what its connections do."""
 
     @property
     def shutdown_timeout(self) -> float:
@@ -70,6 +76,30 @@ def enter(manager: Inhabitant, tick: float) -> Housekeeper:
         housekeeper = _housekeeper
     housekeeper.add(manager, tick)
     return housekeeper
+
+
+def dump_on_signal(signum: int) -> None:
+    """Log :meth:`Manager.dump` of each manager of this process when a signal comes, such as ``signal.SIGUSR2``.
+
+    gunicorn's workers leave SIGUSR2 alone. Only the main thread may call this; the module of the application, as the
+    server imports it, is a good place.
+
+    Raises:
+        ValueError: called from another thread.
+    """
+
+    def handle(*args: object) -> None:
+        # Not here: the thread that the signal interrupted may hold the locks that a dump needs.
+        threading.Thread(target=_log_dumps, name="wsthread-dump", daemon=True).start()
+
+    signal.signal(signum, handle)
+
+
+def _log_dumps() -> None:
+    with _lock:
+        managers = list(_managers)
+    for manager in managers:
+        logger.warning("%s: %s", type(manager).__name__, manager.dump())
 
 
 def is_stopping() -> bool:
