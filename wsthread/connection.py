@@ -71,6 +71,10 @@ class Posted(Enum):
     DROPPED = auto()
 
 
+# Plain names: looking a member up in its enum costs as much as a function call.
+_OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
+
+
 class Connection:
     """A WebSocket connection.
 
@@ -210,15 +214,19 @@ class Connection:
         deadline = None if timeout is None else time.monotonic() + timeout
         self._waiting_since = time.monotonic()
         try:
-            while self._state is State.OPEN:
+            while self._state is _OPEN:
                 event = self._next_event()
                 if event is None:
-                    if self._state is State.OPEN:
+                    if self._state is _OPEN:
                         self._read(deadline)
-                elif event.opcode is Opcode.TEXT or event.opcode is Opcode.BINARY:
+                    continue
+                opcode = event[0]
+                if opcode is _TEXT or opcode is _BINARY:
                     self._messages_received += 1
                     if self._options.max_message_rate is None or self._is_within_rate(self._options.max_message_rate):
                         return event
+                else:
+                    self._answer(event)
         finally:
             self._waiting_since = None
         raise self._closed_error()
@@ -237,33 +245,30 @@ class Connection:
         return True
 
     def _next_event(self) -> Message | None:
-        """Return the next event; what the protocol has to answer by itself is answered."""
+        """Return the protocol's next event; answer a violation."""
         try:
-            event = self._protocol.next_event()
+            return self._protocol.next_event()
         except ProtocolError as error:
             logger.warning("%s: the peer broke the protocol: %s", self, error)
             with self._send_lock:
                 self._send_close(Close(error.code, error.reason))
                 self._fail(error.code, error.reason)
             return None
-        if event is None:
-            return None
-        if event.opcode is Opcode.PING:
-            assert isinstance(event.payload, bytes)
-            with self._send_lock:
+
+    def _answer(self, event: Message) -> None:
+        """Do what a control frame asks for."""
+        assert isinstance(event.payload, bytes)
+        with self._send_lock:
+            if event.opcode is Opcode.PING:
                 # A peer that takes nothing gets no more answers; RFC 6455 5.5.3 lets us skip pings.
-                if self._state is State.OPEN and self._outbox.size < self._options.max_outbox_size:
+                if self._state is _OPEN and self._outbox.size < self._options.max_outbox_size:
                     self._write(self._protocol.send_pong(event.payload))
-        elif event.opcode is Opcode.PONG:
-            assert isinstance(event.payload, bytes)
-            with self._send_lock:
+            elif event.opcode is Opcode.PONG:
                 self._deadlines.pong(time.monotonic(), event.payload)
-        elif event.opcode is Opcode.CLOSE:
-            close = self._protocol.close_received
-            assert close is not None
-            with self._send_lock:
+            elif event.opcode is Opcode.CLOSE:
+                close = self._protocol.close_received
+                assert close is not None
                 self._send_close(Close(close.code))  # RFC 6455 5.5.1: the same code, typically.
-        return event
 
     def _read(self, deadline: float | None) -> None:
         """Wait for bytes and give them to the protocol."""
@@ -313,7 +318,8 @@ class Connection:
             TypeError: the payload is neither str nor bytes-like.
         """
         with self._send_lock:
-            self._check_open()
+            if self._state is not _OPEN:
+                raise self._closed_error()
             entry = self._write(self._protocol.send_message(payload))
             self._messages_sent += 1
         if entry is not None:
@@ -331,7 +337,8 @@ class Connection:
         """
         data = self._protocol.send_ping(bytes(payload))
         with self._send_lock:
-            self._check_open()
+            if self._state is not _OPEN:
+                raise self._closed_error()
             self._write(data)
 
     def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
@@ -349,7 +356,8 @@ class Connection:
         newly_slow = False
         while True:
             with self._send_lock:
-                self._check_open()
+                if self._state is not _OPEN:
+                    raise self._closed_error()
                 data = self._protocol.send_prepared(message)
                 slow = self._is_overflowing(len(data))
                 newly_slow = newly_slow or (slow and not self._slow)
@@ -378,11 +386,6 @@ class Connection:
             self._messages_dropped += outbox.drop(0)
             self._send_close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
         return False
-
-    def _check_open(self) -> None:
-        """Refuse what the peer would not get; the send lock is held."""
-        if self._state is not State.OPEN:
-            raise self._closed_error()
 
     def _write(self, data: bytes, droppable: bool = False) -> Entry | None:
         """Send bytes or put them into the outbox, see :meth:`Outbox.write`; the send lock is held."""
@@ -609,8 +612,9 @@ class Connection:
 
     def _is_over(self, transport: Transport) -> bool:
         """Tell whether nothing is left to send and nothing to wait for."""
-        while self._next_event() is not None:
-            pass  # Messages that come after our Close are dropped, as a browser does.
+        while (event := self._next_event()) is not None:
+            if event.opcode is Opcode.CLOSE:  # Messages that come after our Close are dropped, as a browser does.
+                self._answer(event)
         with self._send_lock:
             self._flush()
             if self._outbox.size:
