@@ -6,12 +6,15 @@ from .exceptions import (
     ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
 )
 from .frames import CloseCode, Opcode
-from .manager import ListenableManager, Manager, SimpleManager
+from .lifecycle import dump_on_signal
+from .listenable import ListenableManager
+from .manager import Broadcast, Manager, SimpleManager
 from .upgrader import Upgrader
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Broadcast",
     "CloseCode",
     "Connection",
     "ConnectionClosed",
@@ -28,4 +31,5 @@ __all__ = [
     "State",
     "Upgrader",
     "WebSocketError",
+    "dump_on_signal",
 ]

@@ -18,23 +18,27 @@ wakes up from its read.
 from __future__ import annotations
 
 import logging
+import random
+import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any
+from enum import Enum, IntEnum, auto
+from typing import Any, NamedTuple
 
 from werkzeug.wrappers import Request
 
+from .deadlines import Action, Deadlines
 from .deflate import Agreement
 from .exceptions import ConnectionClosed, ProtocolError
 from .frames import CloseCode, Opcode
 from .housekeeper import Housekeeper
 from .messages import Message, Payload, PreparedMessage
-from .outbox import Outbox
+from .options import Options
+from .outbox import Entry, Outbox
 from .protocol import Close, Protocol, encode_close
+from .registry import Registry
 from .transport import RECV_SIZE, Transport
 
 logger = logging.getLogger("wsthread")
@@ -49,29 +53,33 @@ class State(IntEnum):
     CLOSED = 3
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a manager's connections have in common; see :class:`wsthread.Manager`."""
+class Totals(NamedTuple):
+    """Counts of a connection, or of several."""
 
-    max_message_size: int | None
-    max_outbox_size: int
-    read_timeout: float | None
-    write_timeout: float | None
-    close_timeout: float
+    messages_received: int = 0
+    messages_sent: int = 0
+    messages_dropped: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
 
-    def __post_init__(self) -> None:
-        for name in ("max_message_size", "max_outbox_size", "read_timeout", "write_timeout", "close_timeout"):
-            value = getattr(self, name)
-            if value is None and name in ("max_message_size", "read_timeout", "write_timeout"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-                raise ValueError(f"{name} is {value!r}, it must be a number greater than 0")
+
+class Posted(Enum):
+    """What became of a message that does not wait for its peer."""
+
+    SENT = auto()
+    QUEUED = auto()
+    DROPPED = auto()
+
+
+# Plain names: looking a member up in its enum costs as much as a function call.
+_OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 
 
 class Connection:
     """A WebSocket connection.
 
     Attributes:
+        id: a random name, unique among all connections.
         context: session data of the application; None at first. The library never touches it.
         request: the opening handshake as a Werkzeug Request (Flask's, when it came through Flask): args, headers,
             cookies, view_args. A snapshot without body and without the server's objects.
@@ -87,10 +95,13 @@ class Connection:
         request: Request,
         options: Options,
         housekeeper: Housekeeper,
+        registry: Registry[Connection],
         *,
         subprotocol: str | None = None,
         agreement: Agreement | None = None,
     ) -> None:
+        now = time.monotonic()
+        self.id = secrets.token_hex(8)
         self.context: Any = None
         self.request = request
         self.subprotocol = subprotocol
@@ -98,11 +109,17 @@ class Connection:
         self.close_reason: str | None = None
         self._options = options
         self._housekeeper = housekeeper
+        self._registry = registry
         self._opened = threading.Event()
-        # Owned by the connection's thread, as is the protocol's receive half.
+        self._opened_at = now
+        # Owned by the connection's thread, as is the protocol's receive half; others may look.
         self._thread_id = 0
         self._messages_received = 0
-        self._reading = False
+        self._bytes_received = 0
+        self.callback: tuple[str, float] | None = None  # What the application runs, and since when.
+        self._waiting_since: float | None = None  # Since when receive() waits; None while the application works.
+        self._rate_allowance = 1.0  # Messages that max_message_rate lets through now.
+        self._rate_checked = now
         # Guarded by the send lock, as are the protocol's send half and each write to the transport.
         self._send_lock = threading.Lock()
         self._state = State.CONNECTING
@@ -110,11 +127,11 @@ class Connection:
         self._outbox = Outbox()
         self._transport: Transport | None = None
         self._watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
+        self._slow = False  # Whether the outbox has overflown since it was empty.
         self._failure: Close | None = None  # Why it ends without a Close of the peer; the first reason counts.
-        self._close_deadline: float | None = None  # Monotonic seconds; when the peer's Close must be here.
-        # Owned by the housekeeper: what it saw last, and since when.
-        self._seen_received = (0, time.monotonic())
-        self._seen_sent = (0, time.monotonic())
+        self._deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
+        self._messages_sent = 0
+        self._messages_dropped = 0
 
     def __str__(self) -> str:
         return f"WebSocket {self.remote_address or 'local'} {self.request.path}"
@@ -135,6 +152,31 @@ class Connection:
     def closed(self) -> bool:
         """Whether the connection is CLOSED."""
         return self._state is State.CLOSED
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds between the last keepalive Ping and its Pong; None before the first."""
+        return self._deadlines.latency
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups it is in; none when it is closed."""
+        return self._registry.groups(self.id)
+
+    def join(self, group: str) -> None:
+        """Put the connection into a group, for ``manager.broadcast(to=group)``. Any thread may call it.
+
+        It leaves its groups when it closes. Joining twice is joining once.
+
+        Raises:
+            ConnectionClosed: the connection is closed.
+        """
+        if not self._registry.join(self.id, group):
+            raise self._closed_error()
+
+    def leave(self, group: str) -> None:
+        """Take the connection out of a group; nothing happens when it is not in it. Any thread may call it."""
+        self._registry.leave(self.id, group)
 
     # Receiving: the connection's thread
 
@@ -167,52 +209,73 @@ class Connection:
 
     def receive_message(self, timeout: float | None = None) -> Message:
         """Wait for the next message like :meth:`receive`; return it with its opcode, TEXT or BINARY."""
-        if threading.get_ident() != self._thread_id:
+        if not self.is_own_thread():
             raise RuntimeError("only the connection's own thread may receive")
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._state is State.OPEN:
-            event = self._next_event()
-            if event is None:
-                if self._state is State.OPEN:
-                    self._read(deadline)
-            elif event.opcode is Opcode.TEXT or event.opcode is Opcode.BINARY:
-                self._messages_received += 1
-                return event
+        self._waiting_since = time.monotonic()
+        try:
+            while self._state is _OPEN:
+                event = self._next_event()
+                if event is None:
+                    if self._state is _OPEN:
+                        self._read(deadline)
+                    continue
+                opcode = event[0]
+                if opcode is _TEXT or opcode is _BINARY:
+                    self._messages_received += 1
+                    if self._options.max_message_rate is None or self._is_within_rate(self._options.max_message_rate):
+                        return event
+                else:
+                    self._answer(event)
+        finally:
+            self._waiting_since = None
         raise self._closed_error()
 
+    def _is_within_rate(self, rate: float) -> bool:
+        """Count a message against ``max_message_rate``; close when it is over it."""
+        now = time.monotonic()
+        # What was not used is saved up, for one second.
+        self._rate_allowance = min(max(rate, 1.0), self._rate_allowance + (now - self._rate_checked) * rate)
+        self._rate_checked = now
+        if self._rate_allowance < 1.0:
+            logger.warning("%s: closed, it sends more than %g messages per second", self, rate)
+            self.close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second")
+            return False
+        self._rate_allowance -= 1.0
+        return True
+
     def _next_event(self) -> Message | None:
-        """Return the next event; what the protocol has to answer by itself is answered."""
+        """Return the protocol's next event; answer a violation."""
         try:
-            event = self._protocol.next_event()
+            return self._protocol.next_event()
         except ProtocolError as error:
             logger.warning("%s: the peer broke the protocol: %s", self, error)
             with self._send_lock:
                 self._send_close(Close(error.code, error.reason))
                 self._fail(error.code, error.reason)
             return None
-        if event is None:
-            return None
-        if event.opcode is Opcode.PING:
-            assert isinstance(event.payload, bytes)
-            with self._send_lock:
+
+    def _answer(self, event: Message) -> None:
+        """Do what a control frame asks for."""
+        assert isinstance(event.payload, bytes)
+        with self._send_lock:
+            if event.opcode is Opcode.PING:
                 # A peer that takes nothing gets no more answers; RFC 6455 5.5.3 lets us skip pings.
-                if self._state is State.OPEN and self._outbox.size < self._options.max_outbox_size:
+                if self._state is _OPEN and self._outbox.size < self._options.max_outbox_size:
                     self._write(self._protocol.send_pong(event.payload))
-        elif event.opcode is Opcode.CLOSE:
-            close = self._protocol.close_received
-            assert close is not None
-            with self._send_lock:
+            elif event.opcode is Opcode.PONG:
+                self._deadlines.pong(time.monotonic(), event.payload)
+            elif event.opcode is Opcode.CLOSE:
+                close = self._protocol.close_received
+                assert close is not None
                 self._send_close(Close(close.code))  # RFC 6455 5.5.1: the same code, typically.
-        return event
 
     def _read(self, deadline: float | None) -> None:
         """Wait for bytes and give them to the protocol."""
         assert self._transport is not None
         if deadline is not None and not self._transport.wait(readable=True, timeout=deadline - time.monotonic()):
             raise TimeoutError("no message in time")
-        self._reading = True
         self._receive_data(self._transport.recv)
-        self._reading = False
 
     def _receive_data(self, recv: Callable[[int], bytes | None]) -> bool:
         """Give the protocol what ``recv`` returns; False when that was the end."""
@@ -222,6 +285,7 @@ class Connection:
         except OSError as error:
             data, reason = b"", str(error)
         if data:
+            self._bytes_received += len(data)
             self._protocol.receive_data(data)
         elif data is not None:
             with self._send_lock:
@@ -254,11 +318,12 @@ class Connection:
             TypeError: the payload is neither str nor bytes-like.
         """
         with self._send_lock:
-            self._check_open()
-            end = self._write(self._protocol.send_message(payload))
-            if self._outbox.sent >= end:
-                return
-        self._wait_sent(end, timeout)
+            if self._state is not _OPEN:
+                raise self._closed_error()
+            entry = self._write(self._protocol.send_message(payload))
+            self._messages_sent += 1
+        if entry is not None:
+            self._wait_sent(entry, timeout)
 
     def ping(self, payload: bytes = b"") -> None:
         """Send a Ping (RFC 6455 5.5.2) without waiting for anything. Any thread may call it.
@@ -272,75 +337,122 @@ class Connection:
         """
         data = self._protocol.send_ping(bytes(payload))
         with self._send_lock:
-            self._check_open()
+            if self._state is not _OPEN:
+                raise self._closed_error()
             self._write(data)
 
-    def post(self, message: PreparedMessage) -> None:
-        """Put a message on its way without waiting, as a broadcast does. Any thread may call it.
+    def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
+        """Put a message on its way as a broadcast does. Any thread may call it.
 
-        A peer that leaves more than ``max_outbox_size`` untaken is closed with 1013.
+        It does not wait for the peer, unless the manager's ``overflow`` is ``"block"``.
+
+        Returns:
+            What became of it, and whether the peer just became too slow.
 
         Raises:
             ConnectionClosed: the connection is closing or closed.
         """
-        with self._send_lock:
-            self._check_open()
-            data = self._protocol.send_prepared(message)
-            if self._outbox.size and self._outbox.size + len(data) > self._options.max_outbox_size:
-                logger.warning("%s: closed, the peer is too slow: %d bytes wait", self, self._outbox.size)
-                self._send_close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
-            else:
-                self._write(data)
+        block = self._options.overflow == "block"
+        newly_slow = False
+        while True:
+            with self._send_lock:
+                if self._state is not _OPEN:
+                    raise self._closed_error()
+                data = self._protocol.send_prepared(message)
+                slow = self._is_overflowing(len(data))
+                newly_slow = newly_slow or (slow and not self._slow)
+                self._slow = self._slow or slow
+                if not slow or (not block and self._make_room(len(data))):
+                    entry = self._write(data, droppable=True)
+                    self._messages_sent += 1
+                    return Posted.SENT if entry is None else Posted.QUEUED, newly_slow
+                if not block:
+                    return Posted.DROPPED, newly_slow
+            self._wait_writable(None)
 
-    def _check_open(self) -> None:
-        """Refuse what the peer would not get; the send lock is held."""
-        if self._state is not State.OPEN:
-            raise self._closed_error()
+    def _is_overflowing(self, size: int) -> bool:
+        return self._outbox.size > 0 and self._outbox.size + size > self._options.max_outbox_size
 
-    def _write(self, data: bytes) -> int:
-        """Put bytes into the outbox, hand over what the kernel takes, return their end; the send lock is held."""
-        end = self._outbox.put(data)
-        self._flush()
-        return end
+    def _make_room(self, size: int) -> bool:
+        """Do what the overflow policy says; tell whether there is room now. The send lock is held."""
+        outbox, overflow = self._outbox, self._options.overflow
+        if overflow == "drop_oldest":
+            self._messages_dropped += outbox.drop(max(0, self._options.max_outbox_size - size))
+            if not self._is_overflowing(size):
+                return True
+        self._messages_dropped += 1
+        if overflow == "close":
+            logger.warning("%s: closed, the peer is too slow: %d bytes wait", self, outbox.size)
+            self._messages_dropped += outbox.drop(0)
+            self._send_close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
+        return False
+
+    def _write(self, data: bytes, droppable: bool = False) -> Entry | None:
+        """Send bytes or put them into the outbox, see :meth:`Outbox.write`; the send lock is held."""
+        assert self._transport is not None
+        try:
+            entry = self._outbox.write(data, self._transport.send, droppable)
+        except OSError as error:
+            self._cut(str(error))
+            return Entry(b"", False)  # Never done.
+        if entry is not None:
+            self._watch(True)
+        return entry
 
     def _flush(self) -> None:
-        """Hand over what the kernel takes now and leave the rest to the housekeeper; the send lock is held."""
-        if self._transport is None:
+        """Send what the kernel takes now; the send lock is held."""
+        if self._transport is None or not self._outbox.size:
             return
         try:
             self._outbox.flush(self._transport.send)
         except OSError as error:
             self._cut(str(error))
-        if self._watched != (self._outbox.size > 0):
-            self._watched = not self._watched
-            if self._watched:
-                self._housekeeper.watch(self._transport.fileno(), self.flush)
-            else:
-                self._housekeeper.unwatch(self._transport.fileno())
+        if not self._outbox.size:
+            self._slow = False
+            self._watch(False)
+
+    def _watch(self, waiting: bool) -> None:
+        """Let the housekeeper send what waits, or no more; the send lock is held."""
+        if self._watched == waiting or self._transport is None:
+            return
+        self._watched = waiting
+        if waiting:
+            self._deadlines.waiting(time.monotonic(), self._outbox.sent)
+            self._housekeeper.watch(self._transport.fileno(), self.flush)
+        else:
+            self._housekeeper.unwatch(self._transport.fileno())
 
     def flush(self) -> None:
-        """Hand over what the kernel takes now. Any thread may call it."""
+        """Send what the kernel takes now. Any thread may call it."""
         with self._send_lock:
             self._flush()
 
-    def _wait_sent(self, end: int, timeout: float | None) -> None:
+    def _wait_sent(self, entry: Entry, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
-        write_timeout = self._options.write_timeout
-        while True:
-            with self._send_lock:
-                sent, transport = self._outbox.sent, self._transport
-                if sent >= end:
-                    return
-                if transport is None or self._failure is not None:
-                    raise self._closed_error()
-            limits = [write_timeout, None if deadline is None else deadline - time.monotonic()]
-            transport.wait(writable=True, timeout=min((one for one in limits if one is not None), default=None))
-            with self._send_lock:
-                self._flush()
-                late = deadline is not None and time.monotonic() >= deadline and self._outbox.sent < end
-                if late or self._outbox.sent == sent and self._failure is None:
-                    self._cut("the peer took too long to read")
-                    raise TimeoutError("the peer took too long to read; the connection is terminated")
+        while not entry.done:
+            self._wait_writable(deadline)
+
+    def _wait_writable(self, deadline: float | None) -> None:
+        """Wait until the peer takes something of the outbox, and send it.
+
+        Raises:
+            ConnectionClosed: the connection broke meanwhile.
+            TimeoutError: it took nothing for ``write_timeout``, or the deadline is over. The connection is terminated.
+        """
+        with self._send_lock:
+            sent, transport = self._outbox.sent, self._transport
+            if transport is None or self._failure is not None:
+                raise self._closed_error()
+        limits = [self._options.write_timeout, None if deadline is None else deadline - time.monotonic()]
+        timeout = min((one for one in limits if one is not None), default=None)
+        writable = transport.wait(writable=True, timeout=timeout)
+        with self._send_lock:
+            self._flush()
+            late = deadline is not None and time.monotonic() >= deadline
+            stuck = not writable and self._outbox.sent == sent
+            if self._outbox.size and self._failure is None and (late or stuck):
+                self._cut("the peer took too long to read")
+                raise TimeoutError("the peer took too long to read; the connection is terminated")
 
     # Ending
 
@@ -377,7 +489,7 @@ class Connection:
         """Send a Close if the connection is OPEN; the send lock is held."""
         if self._state is State.OPEN:
             self._state = State.CLOSING
-            self._close_deadline = time.monotonic() + self._options.close_timeout
+            self._deadlines.closing(time.monotonic())
             self._write(self._protocol.send_close(close))
 
     def _fail(self, code: int, reason: str) -> None:
@@ -394,10 +506,50 @@ class Connection:
         """Give up the TCP connection; the send lock is held."""
         self._fail(CloseCode.ABNORMAL_CLOSURE, reason)
         self._outbox.clear()
+        self._watch(False)
         if self._transport is not None:
             self._transport.shutdown()
 
     # For the manager
+
+    def totals(self) -> Totals:
+        """Return what went in and out so far."""
+        return Totals(
+            messages_received=self._messages_received, messages_sent=self._messages_sent,
+            messages_dropped=self._messages_dropped, bytes_received=self._bytes_received, bytes_sent=self._outbox.sent)
+
+    def describe(self, now: float) -> str:
+        """Return one line for the operator: who it is, and what it does since when."""
+        with self._send_lock:
+            queued, last_pong = self._outbox.size, self._deadlines.last_pong
+        waiting_since, callback = self._waiting_since, self.callback
+        doing = f"in {callback[0]} for {now - callback[1]:.1f} s" if callback is not None else "between callbacks"
+        if waiting_since is not None:
+            doing = f"waiting for a message for {now - waiting_since:.1f} s"
+        pong = "no pong yet" if last_pong is None else f"last pong {now - last_pong:.1f} s ago"
+        groups = ", ".join(sorted(self.groups)) or "none"
+        return (
+            f"{self.id} {self} {self._state.name}, open for {now - self._opened_at:.1f} s, {doing}, {queued} bytes "
+            f"queued, {pong}, groups: {groups}")
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for the peer."""
+        return self._outbox.size
+
+    def is_own_thread(self) -> bool:
+        """Tell whether the calling thread is the connection's own."""
+        return threading.get_ident() == self._thread_id
+
+    def close_after_fork(self) -> None:
+        """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken."""
+        if self._transport is not None:
+            self._transport.close_copy()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the handshake."""
+        return time.monotonic() - self._opened_at
 
     def open(self, transport: Transport, response: bytes, unread: bytes) -> None:
         """Go from CONNECTING to OPEN: send the 101 and let the connection's thread run."""
@@ -418,20 +570,23 @@ class Connection:
         self._opened.wait()
         return self._transport is not None
 
+    @property
+    def due(self) -> float:
+        """When to call :meth:`check` next, in monotonic seconds."""
+        return self._deadlines.due
+
     def check(self, now: float) -> None:
-        """Look at the deadlines; the housekeeper calls it, with the monotonic time."""
-        options = self._options
+        """Do what is due; the housekeeper calls it, with the monotonic time."""
         with self._send_lock:
-            if self._close_deadline is not None and now >= self._close_deadline:
-                self._cut(f"timeout of {options.close_timeout} s")
-            elif self._outbox.size == 0 or self._outbox.sent != self._seen_sent[0]:
-                self._seen_sent = (self._outbox.sent, now)
-            elif options.write_timeout is not None and now - self._seen_sent[1] >= options.write_timeout:
-                self._cut(f"the peer took nothing for {options.write_timeout} s")
-            if not self._reading or self._messages_received != self._seen_received[0]:
-                self._seen_received = (self._messages_received, now)
-            elif options.read_timeout is not None and now - self._seen_received[1] >= options.read_timeout:
-                self._send_close(Close(CloseCode.GOING_AWAY, f"no message for {options.read_timeout} s"))
+            action, reason = self._deadlines.check(
+                now, received=self._bytes_received, sent=self._outbox.sent, waiting=self._outbox.size > 0,
+                idle_since=self._waiting_since)
+            if action is Action.PING and self._state is State.OPEN:
+                self._write(self._protocol.send_ping(self._deadlines.ping_payload))
+            elif action is Action.CLOSE:
+                self._send_close(Close(CloseCode.GOING_AWAY, reason))
+            elif action is Action.CUT:
+                self._cut(reason)
 
     def finish(self) -> None:
         """Bring the closing handshake to its end and close the socket. The connection's thread, once."""
@@ -441,14 +596,13 @@ class Connection:
         while not self._is_over(transport):
             with self._send_lock:
                 waiting = self._outbox.size > 0
-            remaining = (self._close_deadline or 0.0) - time.monotonic()
-            if not transport.wait(readable=True, writable=waiting, timeout=remaining):
-                self.terminate(f"timeout of {self._options.close_timeout} s")
+            # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
+            if not transport.wait(readable=True, writable=waiting, timeout=self._options.close_timeout):
+                self.terminate(f"timeout of {self._options.close_timeout:g} s")
             elif not self._receive_data(transport.recv_now):
                 break
         with self._send_lock:
-            if self._watched:
-                self._housekeeper.unwatch(transport.fileno())
+            self._watch(False)
             transport.close()
             self._transport = None
             ending = self._ending()
@@ -458,8 +612,9 @@ class Connection:
 
     def _is_over(self, transport: Transport) -> bool:
         """Tell whether nothing is left to send and nothing to wait for."""
-        while self._next_event() is not None:
-            pass  # Messages that come after our Close are dropped, as a browser does.
+        while (event := self._next_event()) is not None:
+            if event.opcode is Opcode.CLOSE:  # Messages that come after our Close are dropped, as a browser does.
+                self._answer(event)
         with self._send_lock:
             self._flush()
             if self._outbox.size:

@@ -13,7 +13,9 @@ response is over, the dummy's other end is closed).
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import socket
 import ssl
 from typing import Any
@@ -22,6 +24,7 @@ from .exceptions import DetachError
 
 _SOCKET_KEYS = ("gunicorn.socket", "werkzeug.socket")
 _GREEN = ("gevent", "eventlet")
+_HEADROOM = 64  # File descriptors that the HTTP server and the application keep for themselves.
 
 
 def find_socket(environ: dict[str, Any]) -> socket.socket:
@@ -58,7 +61,7 @@ class Detached:
 
         Raises:
             DetachError: see :func:`find_socket`; the request is as it was.
-            OSError: no file descriptor is left; the request is as it was.
+            OSError: few file descriptors are left; the request is as it was.
         """
         servers = find_socket(environ)
         dummy, self._drain = socket.socketpair()
@@ -67,6 +70,7 @@ class Detached:
             self._drain.setblocking(False)
             try:
                 self.socket = servers.dup()
+                _check_headroom(self.socket)
                 os.dup2(dummy.fileno(), servers.fileno(), inheritable=False)
             except OSError:
                 self._drain.close()
@@ -82,6 +86,18 @@ class Detached:
         except OSError:
             pass
         self._drain.close()
+
+
+def _check_headroom(sock: socket.socket) -> None:
+    """Leave some file descriptors to the server: one that cannot accept any more may stop altogether.
+
+    The kernel gives out the lowest free number, so the number tells how many are in use.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and sock.fileno() >= limit - min(_HEADROOM, limit // 4):
+        number = sock.fileno()
+        sock.close()
+        raise OSError(errno.EMFILE, f"{number} of {limit} file descriptors are in use")
 
 
 def _take_unread(environ: dict[str, Any]) -> bytes:

@@ -57,10 +57,15 @@ MAX_CONTROL_PAYLOAD = 125
 FIN, RSV1, MASKED = 0x80, 0x40, 0x80
 RESERVED_BITS = 0x70
 
-_OPCODES: tuple[Opcode | None, ...] = tuple(Opcode(i) if i in set(Opcode) else None for i in range(16))
+# Plain names: looking a member up in its enum costs as much as a function call.
+_CONTINUATION = Opcode.CONTINUATION
+_OPCODES = {int(opcode): opcode for opcode in Opcode}
+_CONTROL = 0x08  # The bit that tells control frames from data frames.
 _LENGTH_16 = struct.Struct("!H")
 _LENGTH_64 = struct.Struct("!Q")
 _INT_XOR_LIMIT = 1024
+# The headers of nearly all frames that a server sends, ready.
+_SHORT_HEADERS = {opcode: tuple(bytes((FIN | opcode, length)) for length in range(126)) for opcode in Opcode}
 
 
 class Frame(NamedTuple):
@@ -97,6 +102,8 @@ def _xor_table(byte: int) -> bytes:
 
 def encode_header(opcode: Opcode, length: int, *, fin: bool = True, rsv1: bool = False, masked: bool = False) -> bytes:
     """Return a frame header without the masking key (RFC 6455 5.2)."""
+    if length < 126 and fin and not rsv1 and not masked:
+        return _SHORT_HEADERS[opcode][length]
     first = opcode | (FIN if fin else 0) | (RSV1 if rsv1 else 0)
     mask_bit = MASKED if masked else 0
     if length < 126:
@@ -154,44 +161,41 @@ class FrameParser:
         if self._missing:
             return self._next_piece()
         buffer, start = self._buffer, self._start
-        available = len(buffer) - start
-        if available < 2:
+        size = len(buffer)
+        if size - start < 2:
             return None
         first, second = buffer[start], buffer[start + 1]
-        opcode = _OPCODES[first & 0x0F]
+        if first & (RESERVED_BITS | _CONTROL) or first & 0x0F > 2 or second & MASKED != self._masked:
+            self._check_header(first, second)
         length = second & 0x7F
-        if opcode is None or first & RESERVED_BITS or second & MASKED != self._masked or opcode >= Opcode.CLOSE:
-            self._check_header(opcode, first, second)
         payload_at = start + 2
         if length >= 126:
             packed = _LENGTH_16 if length == 126 else _LENGTH_64
             payload_at += packed.size
-            if len(buffer) < payload_at:
+            if size < payload_at:
                 return None
             length, = packed.unpack_from(buffer, start + 2)
             if length >> 63:
                 raise ProtocolError("most significant bit of a 64-bit length is set")
         max_size = self.max_size
-        if max_size is not None and length > max_size and not first & (RSV1 | 0x08):
+        if max_size is not None and length > max_size and not first & (RSV1 | _CONTROL):
             raise MessageTooBig(f"frame of {length} octets, the limit is {max_size}")
         key = b""
         if self._masked:
             key = buffer[payload_at:payload_at + 4]
             payload_at += 4
         end = payload_at + length
-        if end > len(buffer):
-            return self._start_piece(Opcode(first & 0x0F), first, key, payload_at, length)
+        if end > size:
+            return self._start_piece(first, key, payload_at, length)
         self._start = end
         payload = buffer[payload_at:end]
-        if key and length:
-            payload = mask(payload, key)
-        return Frame(Opcode(first & 0x0F), payload, first & FIN != 0, first & RSV1 != 0)
+        return Frame(_OPCODES[first & 0x0F], mask(payload, key) if key else payload, first >= FIN, first & RSV1 != 0)
 
-    def _check_header(self, opcode: Opcode | None, first: int, second: int) -> None:
-        if opcode is None:
+    def _check_header(self, first: int, second: int) -> None:
+        if first & 0x0F not in _OPCODES:
             raise ProtocolError(f"reserved opcode {first & 0x0F}")
-        control = opcode >= Opcode.CLOSE
-        allowed = RSV1 if self._rsv1_allowed and not control and opcode else 0
+        control = first & _CONTROL
+        allowed = RSV1 if self._rsv1_allowed and not control and first & 0x0F else 0
         if first & RESERVED_BITS & ~allowed:
             raise ProtocolError("reserved bit set that no extension explains")
         if second & MASKED != self._masked:
@@ -201,16 +205,16 @@ class FrameParser:
         if control and second & 0x7F > MAX_CONTROL_PAYLOAD:
             raise ProtocolError("control frame of more than 125 octets")
 
-    def _start_piece(self, opcode: Opcode, first: int, key: bytes, payload_at: int, length: int) -> Frame | None:
+    def _start_piece(self, first: int, key: bytes, payload_at: int, length: int) -> Frame | None:
         # A control frame is waited for: it is small. So is a masking key that is not complete.
-        if opcode >= Opcode.CLOSE or payload_at > len(self._buffer):
+        if first & _CONTROL or payload_at > len(self._buffer):
             return None
         payload = self._buffer[payload_at:]
         self._start = len(self._buffer)
         self._missing = length - len(payload)
         self._fin = first & FIN != 0
         self._key = key
-        return Frame(opcode, self._unmask_piece(payload), False, first & RSV1 != 0)
+        return Frame(_OPCODES[first & 0x0F], self._unmask_piece(payload), False, first & RSV1 != 0)
 
     def _next_piece(self) -> Frame | None:
         payload = self._buffer[self._start:self._start + self._missing]
@@ -218,7 +222,7 @@ class FrameParser:
             return None
         self._start += len(payload)
         self._missing -= len(payload)
-        return Frame(Opcode.CONTINUATION, self._unmask_piece(payload), self._fin and not self._missing)
+        return Frame(_CONTINUATION, self._unmask_piece(payload), self._fin and not self._missing)
 
     def _unmask_piece(self, payload: bytes) -> bytes:
         if not self._key:

@@ -1,7 +1,7 @@
-"""One thread per manager for what no connection's thread can do, since that one blocks in its read.
+"""One thread per process for what no connection's thread can do, since that one blocks in its read.
 
-It writes what waits in an outbox as soon as the kernel takes more, and looks at the deadlines once per tick. It
-never waits for a peer and never runs application code. It starts with the first connection.
+It writes what waits in an outbox as soon as the kernel takes more, and lets each manager look at its deadlines once
+per tick. It never waits for a peer and never runs application code.
 """
 
 from __future__ import annotations
@@ -10,33 +10,45 @@ import logging
 import selectors
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 logger = logging.getLogger("wsthread")
 
+TICK = 0.25  # Seconds between two looks at the deadlines, unless a manager wants it shorter.
+
+
+class Checked(Protocol):
+    """Something with deadlines."""
+
+    def check(self, now: float) -> None:
+        """Do what is due; called about every tick with the monotonic time."""
+
 
 class Housekeeper:
-    """A thread that flushes sockets and checks deadlines. Any thread may call its methods.
+    """A thread that flushes sockets and looks at deadlines. Any thread may call its methods."""
 
-    Args:
-        check: called about every ``tick`` with the monotonic time.
-        tick: seconds.
-    """
-
-    def __init__(self, check: Callable[[float], None], tick: float) -> None:
-        self._check = check
-        self._tick = tick
-        self._lock = threading.Lock()  # Guards _selector's registrations and _started.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # Guards everything below; the selector's registrations, not its waiting.
         self._started = False
+        self._tick = TICK
+        self._checked: weakref.WeakSet[Checked] = weakref.WeakSet()
         self._selector = selectors.DefaultSelector()
 
-    def start(self) -> None:
-        """Start the thread unless it runs.
+    def add(self, checked: Checked, tick: float) -> None:
+        """Let something have its deadlines looked at, as long as it exists, and start the thread if need be.
+
+        Args:
+            checked: nothing happens when it was added before.
+            tick: how often at least, in seconds.
 
         Raises:
             RuntimeError: the system starts no more threads.
         """
         with self._lock:
+            self._checked.add(checked)
+            self._tick = min(self._tick, tick)
             if not self._started:
                 threading.Thread(target=self._run, name="wsthread-housekeeper", daemon=True).start()
                 self._started = True
@@ -44,25 +56,32 @@ class Housekeeper:
     def watch(self, fd: int, flush: Callable[[], None]) -> None:
         """Call ``flush`` whenever the file descriptor takes bytes, until :meth:`unwatch`."""
         with self._lock:
-            if fd not in self._selector.get_map():
-                self._selector.register(fd, selectors.EVENT_WRITE, flush)
+            self._selector.register(fd, selectors.EVENT_WRITE, flush)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; call it before the file descriptor is closed."""
         with self._lock:
-            if fd in self._selector.get_map():
-                self._selector.unregister(fd)
+            self._selector.unregister(fd)
+
+    def close_after_fork(self) -> None:
+        """Close the child's copy of what the parent's thread uses."""
+        self._selector.close()
 
     def _run(self) -> None:
         next_check = time.monotonic() + self._tick
         while True:
-            events = self._selector.select(max(0.0, next_check - time.monotonic()))
-            for key, _ in events:
+            for key, _ in self._selector.select(max(0.0, next_check - time.monotonic())):
                 key.data()
             now = time.monotonic()
             if now >= next_check:
+                self._check_all(now)
                 next_check = now + self._tick
-                try:
-                    self._check(now)
-                except Exception:  # The thread has to live on; the bug has to be seen.
-                    logger.exception("error while checking deadlines")
+
+    def _check_all(self, now: float) -> None:
+        with self._lock:
+            checked = list(self._checked)
+        for one in checked:
+            try:
+                one.check(now)
+            except Exception:  # The thread has to live on; the bug has to be seen.
+                logger.exception("error while looking at deadlines")

@@ -1,97 +1,268 @@
-"""Managers: a thread for each connection, the registry through which any thread can broadcast, the callbacks.
+"""Managers: a thread for each connection, the registry through which any thread can broadcast, limits, the end.
 
 A :class:`Manager` owns its connections from the handshake to the end. What a connection's thread does in between
-is up to a subclass: :class:`ListenableManager` calls back for each message, :class:`SimpleManager` runs one
+is up to a subclass: :class:`wsthread.ListenableManager` calls back for each message, :class:`SimpleManager` runs one
 function that loops over the messages.
 
-Nothing starts at import or at construction: threads begin with the first connection.
+Nothing starts at import or at construction: threads begin with the first connection of a process, so a manager may be
+made before the server forks its workers.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar, overload
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable
+from http import HTTPStatus
+from typing import Any, NamedTuple
 
 from werkzeug.wrappers import Request
 
-from .connection import Connection, Options, State
+from . import lifecycle
+from .connection import Connection, Posted, State, Totals
 from .deflate import Agreement
-from .exceptions import ConnectionClosed
-from .frames import CloseCode, Opcode
-from .housekeeper import Housekeeper
+from .exceptions import ConnectionClosed, HandshakeError
+from .frames import CloseCode
 from .messages import Payload, PreparedMessage
+from .options import Options, Overflow
+from .protocol import Close, encode_close
 from .registry import Registry
 
 logger = logging.getLogger("wsthread")
 
-_TICK = 1.0  # Seconds between two looks at the deadlines, or less when a deadline is short.
+_LAST_WAIT = 1.0  # Seconds for the threads of connections that had to be cut.
 
-F = TypeVar("F", bound=Callable[..., Any])
+
+class Broadcast(NamedTuple):
+    """What became of a broadcast, in numbers of connections.
+
+    Attributes:
+        sent: the kernel has it.
+        queued: it waits in the connection's outbox.
+        dropped: the peer is too slow, see ``overflow``.
+        failed: the connection was closing.
+    """
+
+    sent: int
+    queued: int
+    dropped: int
+    failed: int
 
 
 class Manager:
     """Base of the managers: subclass it and override :meth:`serve`.
 
     Args:
-        max_message_size: the largest message to accept, in bytes; larger ones close with 1009. Default 1 MiB,
-            None for no limit.
-        max_outbox_size: bytes that may wait for one peer during a broadcast before it is closed as too slow with
-            1013. Default 1 MiB.
+        max_message_size: the largest message to accept, in bytes after inflating; larger ones close with 1009.
+            Default 1 MiB, None for no limit.
+        max_message_rate: messages per second that a peer may send, with bursts of one second's worth; more close with
+            1008. Default None: no limit.
+        max_outbox_size: bytes that may wait for one peer when a broadcast comes. Default 1 MiB.
+        overflow: what a broadcast does when they are more: ``"close"`` the peer with 1013 (default),
+            ``"drop_oldest"`` or ``"drop_newest"`` of its broadcast messages, or ``"block"`` until it takes them.
+        max_connections: connections in this process; more are refused with 503. Default 10,000, None for no limit.
+        max_connections_per_address: the same for one client address, refused with 429. Default None: no limit.
         read_timeout: seconds without a message after which a connection is closed with 1001. Default None: never.
         write_timeout: seconds in which a peer must take at least something of what waits for it, else it is
             terminated. Default 30, None for no limit.
         close_timeout: seconds for the peer's part of the closing handshake. Default 10.
+        ping_interval: seconds between two Pings. Default 20, None for none.
+        ping_timeout: seconds after a Ping within which something must come from the peer, else it is terminated.
+            Default 20, None for no limit.
+        shutdown_code: the close code when the process stops. Default 1001 (going away); 1012 tells of a restart.
+        shutdown_timeout: seconds that stopping may take. Default 10; under gunicorn less if its own time is shorter.
+        shutdown_spread: seconds over which the Closes are spread, so that not all clients come back at once.
+            Default 0.
 
     Raises:
-        ValueError: a limit that is not greater than 0.
+        ValueError: a value that makes no sense.
 
     Attributes:
-        options: the limits above.
+        options: the limits and timeouts of its connections.
+        shutdown_timeout: see above.
     """
 
     def __init__(
         self,
         *,
         max_message_size: int | None = 1 << 20,
+        max_message_rate: float | None = None,
         max_outbox_size: int = 1 << 20,
+        overflow: Overflow = "close",
+        max_connections: int | None = 10_000,
+        max_connections_per_address: int | None = None,
         read_timeout: float | None = None,
         write_timeout: float | None = 30.0,
         close_timeout: float = 10.0,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float | None = 20.0,
+        shutdown_code: int = CloseCode.GOING_AWAY,
+        shutdown_timeout: float = 10.0,
+        shutdown_spread: float = 0.0,
     ) -> None:
         self.options = Options(
             max_message_size=max_message_size,
+            max_message_rate=max_message_rate,
             max_outbox_size=max_outbox_size,
+            overflow=overflow,
+            max_connections=max_connections,
+            max_connections_per_address=max_connections_per_address,
             read_timeout=read_timeout,
             write_timeout=write_timeout,
             close_timeout=close_timeout,
+            ping_interval=ping_interval,
+            ping_timeout=ping_timeout,
         )
+        encode_close(Close(shutdown_code))
+        if shutdown_timeout <= 0 or shutdown_spread < 0:
+            raise ValueError("shutdown_timeout must be greater than 0 and shutdown_spread not less than 0")
+        self.shutdown_timeout = shutdown_timeout
+        self._shutdown_code = shutdown_code
+        self._shutdown_spread = shutdown_spread
+        self._reset()
+
+    def _reset(self) -> None:
+        """Begin without connections, as at construction and in the child of a fork."""
         self._registry: Registry[Connection] = Registry()
-        timeouts = [value for value in (read_timeout, write_timeout, close_timeout) if value is not None]
-        self._housekeeper = Housekeeper(self._check, min(_TICK, *(value / 4 for value in timeouts)))
+        self._lock = threading.Lock()  # Guards everything below.
+        self._closing: Close | None = None  # What shutdown says to the connections; None as long as there is none.
+        self._to_close: deque[tuple[float, Connection]] = deque()  # When to say it, in monotonic seconds.
+        self._accepted = 0
+        self._slow = 0
+        self._refused: Counter[str] = Counter()
+        self._close_codes: Counter[int] = Counter()
+        self._finished = Totals()
+
+    # What an application asks
 
     @property
     def connections(self) -> tuple[Connection, ...]:
         """The connections between their ``on_connect`` and their ``on_close``, oldest first. Any thread may look."""
         return self._registry.snapshot()
 
-    def broadcast(self, payload: Payload) -> None:
-        """Send a message to every connection. Any thread may call it; it never waits for a peer.
+    def get(self, id: str) -> Connection | None:
+        """Return the connection with this id, or None. Any thread may call it."""
+        return self._registry.get(id)
 
-        What a peer does not take at once waits for it, up to ``max_outbox_size``. Connections that are closing do
-        not get it.
+    def broadcast(
+        self, payload: Payload, *, to: str | Iterable[str] | None = None, exclude: Collection[Connection] = (),
+    ) -> Broadcast:
+        """Send a message to many connections. Any thread may call it, a Flask view as well as a callback.
+
+        It waits for no peer, unless ``overflow`` is ``"block"``, and no peer's failure is raised. The message is
+        encoded once, and once more for each kind of compression that the peers agreed to.
 
         Args:
             payload: a str goes as text; bytes, bytearray or memoryview go as binary.
+            to: a group or several; a connection in more than one gets it once. None for every connection.
+            exclude: connections that do not get it.
+
+        Returns:
+            How many got it, and how many did not.
+
+        Raises:
+            TypeError: the payload is neither str nor bytes-like.
         """
         message = PreparedMessage(payload)
-        for conn in self._registry.snapshot():
-            try:
-                conn.post(message)
-            except ConnectionClosed:
-                pass
+        groups = [to] if isinstance(to, str) else to
+        left_out = set(exclude)
+        outcomes = Counter(
+            self._post(conn, message) for conn in self._registry.snapshot(groups) if conn not in left_out)
+        return Broadcast(outcomes[Posted.SENT], outcomes[Posted.QUEUED], outcomes[Posted.DROPPED], outcomes[None])
+
+    def _post(self, conn: Connection, message: PreparedMessage) -> Posted | None:
+        try:
+            posted, newly_slow = conn.post(message)
+        except (ConnectionClosed, TimeoutError):
+            return None
+        if newly_slow:
+            logger.warning("%s: the peer is too slow", conn)
+            with self._lock:
+                self._slow += 1
+            self._guard(conn, self.report_slow)
+        return posted
+
+    def close_where(
+        self, predicate: Callable[[Connection], bool], code: int = CloseCode.NORMAL_CLOSURE, reason: str = "",
+    ) -> int:
+        """Close the connections for which a predicate is true, such as those of a user who logged out.
+
+        Any thread may call it; it waits for nothing.
+
+        Args:
+            predicate: called as ``predicate(conn)`` in the calling thread; what it raises is raised.
+            code: as for :meth:`Connection.close`.
+            reason: likewise.
+
+        Returns:
+            How many connections those were.
+
+        Raises:
+            ValueError: the code may not be sent or the reason is too long.
+        """
+        chosen = [conn for conn in self._registry.snapshot() if predicate(conn)]
+        for conn in chosen:
+            conn.close(code, reason)
+        return len(chosen)
+
+    def stats(self) -> dict[str, Any]:
+        """Return numbers for the operator, fit for JSON. Counts are since the process began. Any thread may call it."""
+        connections = self._registry.snapshot()
+        with self._lock:
+            finished, refused, codes = self._finished, dict(self._refused), dict(self._close_codes)
+            accepted, slow = self._accepted, self._slow
+        totals = Totals(*map(sum, zip(finished, *(conn.totals() for conn in connections))))
+        states = Counter(conn.state.name.lower() for conn in connections)
+        return {
+            "connections": {name: states[name] for name in ("open", "closing")},
+            "threads": self._registry.admitted,
+            "accepted": accepted,
+            "refused": refused,
+            "closed": {str(code): count for code, count in sorted(codes.items())},
+            "slow": slow,
+            "queued_bytes": sum(conn.queued_bytes for conn in connections),
+            **totals._asdict(),
+        }
+
+    def dump(self) -> str:
+        """Return a line for each connection: what it does since when, its queue, its pong. Any thread may call it."""
+        now = time.monotonic()
+        connections = self._registry.snapshot()
+        return "\n".join([f"{len(connections)} connections", *(conn.describe(now) for conn in connections)])
+
+    def shutdown(
+        self,
+        code: int | None = None,
+        reason: str = "",
+        *,
+        timeout: float | None = None,
+        spread: float | None = None,
+    ) -> bool:
+        """Close all connections and refuse new ones for good, with 503. Any thread may call it, also twice.
+
+        It happens by itself when gunicorn stops the worker or the process ends. Handlers that are running may finish
+        within the time; a peer that does not answer is cut at its end.
+
+        Args:
+            code: as for :meth:`Connection.close`; None for the manager's ``shutdown_code``.
+            reason: likewise.
+            timeout: seconds to wait for the connections' ends; None for the manager's ``shutdown_timeout``.
+            spread: seconds over which the Closes are spread; None for the manager's ``shutdown_spread``.
+
+        Returns:
+            Whether all connections have ended, but for the one in whose callback it may be called.
+
+        Raises:
+            ValueError: the code may not be sent or the reason is too long.
+        """
+        self._begin_shutdown(
+            Close(self._shutdown_code if code is None else code, reason),
+            self._shutdown_spread if spread is None else spread)
+        return self._wait_shutdown(self.shutdown_timeout if timeout is None else timeout)
+
+    # What a subclass does
 
     def serve(self, conn: Connection) -> None:
         """Do the work of one connection, in its thread. When it returns, the connection is closed with 1000."""
@@ -99,6 +270,9 @@ class Manager:
 
     def report_error(self, conn: Connection, error: Exception) -> None:
         """Called for an exception that the application's code raised, after it was logged."""
+
+    def report_slow(self, conn: Connection) -> None:
+        """Called in a broadcasting thread when a peer became too slow: once, until it has taken all that waited."""
 
     def report_close(self, conn: Connection) -> None:
         """Called once, in the connection's thread, when the connection is CLOSED and has left the registry."""
@@ -109,25 +283,65 @@ class Manager:
         """Return a CONNECTING connection whose thread has started and waits.
 
         Raises:
-            RuntimeError: the system starts no more threads.
+            HandshakeError: 503 or 429, when there may be no more connections.
         """
-        self._housekeeper.start()
-        conn = Connection(request, self.options, self._housekeeper, subprotocol=subprotocol, agreement=agreement)
-        threading.Thread(target=self._run, args=(conn,), name=f"wsthread {conn}", daemon=True).start()
+        if self._closing is not None:
+            raise _overload("the server is stopping")
+        options = self.options
+        address = request.remote_addr or ""
+        full = self._registry.admit(address, options.max_connections, options.max_connections_per_address)
+        if full is not None:
+            status = HTTPStatus.SERVICE_UNAVAILABLE if full == "max_connections" else HTTPStatus.TOO_MANY_REQUESTS
+            raise _overload(f"{full} is {getattr(options, full)}", status)
+        try:
+            housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
+            conn = Connection(
+                request, options, housekeeper, self._registry, subprotocol=subprotocol, agreement=agreement)
+            threading.Thread(target=self._run, args=(conn, address), name=f"wsthread-{conn.id}", daemon=True).start()
+        except RuntimeError as error:
+            self._registry.dismiss(address)
+            raise _overload(f"no thread can be started ({error})") from error
         return conn
 
-    def _run(self, conn: Connection) -> None:
-        if not conn.wait_opened():
-            return
-        self._registry.add(conn)
+    def count_refused(self, status: HTTPStatus) -> None:
+        """Note that a handshake was refused."""
+        with self._lock:
+            self._refused[f"{status.value} {status.phrase}"] += 1
+
+    # The connection's thread
+
+    def _run(self, conn: Connection, address: str) -> None:
+        registry = self._registry
         try:
+            if conn.wait_opened():
+                registry.add(conn.id, conn)
+                self._live(conn)
+        finally:
+            registry.dismiss(address)
+
+    def _live(self, conn: Connection) -> None:
+        with self._lock:
+            self._accepted += 1
+            closing = self._closing
+        try:
+            if closing is not None:  # It came while the process began to stop.
+                conn.close(*closing)
             self._guard(conn, self.serve)
         finally:
-            try:
-                conn.finish()
-            finally:
-                self._registry.remove(conn)
-                self._guard(conn, self.report_close)
+            conn.finish()
+            self._registry.remove(conn.id)
+            self._note_end(conn)
+            self._guard(conn, self.report_close)
+
+    def _note_end(self, conn: Connection) -> None:
+        totals = conn.totals()
+        with self._lock:
+            self._finished = Totals(*map(sum, zip(self._finished, totals)))
+            self._close_codes[conn.close_code or 0] += 1
+        logger.info(
+            "%s: closed with %s %r after %.1f s; %d messages of %d bytes in, %d of %d out, %d dropped",
+            conn, conn.close_code, conn.close_reason, conn.age, totals.messages_received, totals.bytes_received,
+            totals.messages_sent, totals.bytes_sent, totals.messages_dropped)
 
     def _guard(self, conn: Connection, work: Callable[[Connection], None]) -> None:
         """Run application code; an exception is logged, reported, and closes the connection with 1011."""
@@ -147,9 +361,65 @@ class Manager:
         except Exception:
             logger.exception("%s: error in on_error", conn)
 
-    def _check(self, now: float) -> None:
+    # The housekeeper's thread, and the life of the process
+
+    def check(self, now: float) -> None:
+        """Look at the deadlines, and whether the server is stopping."""
+        if self._closing is None and lifecycle.is_stopping():
+            self.begin_shutdown()
+        for conn in self._due_closes(now):
+            assert self._closing is not None
+            conn.close(*self._closing)
         for conn in self._registry.snapshot():
-            conn.check(now)
+            if conn.due <= now:
+                conn.check(now)
+
+    def begin_shutdown(self) -> None:
+        """Refuse new connections and start to close those there are, as this manager was told to."""
+        self._begin_shutdown(Close(self._shutdown_code), self._shutdown_spread)
+
+    def finish_shutdown(self, timeout: float) -> None:
+        """Wait until the connections are gone, ``timeout`` seconds at most."""
+        self._wait_shutdown(timeout)
+
+    def _begin_shutdown(self, close: Close, spread: float) -> None:
+        encode_close(close)
+        # What is spread leaves half of the time to the closing handshakes.
+        spread = min(spread, lifecycle.time_to_stop(self.shutdown_timeout) / 2)
+        with self._lock:
+            if self._closing is not None:
+                return
+            self._closing = close
+            connections = self._registry.snapshot()
+            now = time.monotonic()
+            self._to_close.extend(
+                (now + spread * number / len(connections), conn) for number, conn in enumerate(connections))
+        if connections:
+            logger.info("shutdown: closing %d connections with %d over %g s", len(connections), close.code, spread)
+        for conn in self._due_closes(now):
+            conn.close(*close)
+
+    def _due_closes(self, now: float) -> list[Connection]:
+        due = []
+        with self._lock:
+            while self._to_close and self._to_close[0][0] <= now:
+                due.append(self._to_close.popleft()[1])
+        return due
+
+    def _wait_shutdown(self, timeout: float) -> bool:
+        own = sum(conn.is_own_thread() for conn in self._registry.snapshot())
+        if self._registry.wait_admitted(own, timeout):
+            return True
+        for conn in self._registry.snapshot():
+            if not conn.is_own_thread():
+                conn.terminate("no time is left for the closing handshake")
+        return self._registry.wait_admitted(own, _LAST_WAIT)
+
+    def reset_after_fork(self) -> None:
+        """Forget the parent's connections, and close this process' copies of their sockets."""
+        for conn in self._registry.unlocked_members():
+            conn.close_after_fork()
+        self._reset()
 
 
 class SimpleManager(Manager):
@@ -174,90 +444,9 @@ class SimpleManager(Manager):
 
     def serve(self, conn: Connection) -> None:
         """Run the handler."""
+        conn.callback = "handler", time.monotonic()
         self._handler(conn)
 
 
-class _Callback(Generic[F]):
-    """A callback of a manager: assigned, or registered by using the attribute as a decorator."""
-
-    def __set_name__(self, owner: type[ListenableManager], name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, manager: None, owner: type[ListenableManager]) -> _Callback[F]: ...
-
-    @overload
-    def __get__(self, manager: ListenableManager, owner: type[ListenableManager]) -> Callable[[F], F]: ...
-
-    def __get__(
-        self, manager: ListenableManager | None, owner: type[ListenableManager],
-    ) -> _Callback[F] | Callable[[F], F]:
-        return self if manager is None else functools.partial(self._register, manager)
-
-    def __set__(self, manager: ListenableManager, function: F | None) -> None:
-        manager._callbacks[self._name] = function or _ignore
-
-    def _register(self, manager: ListenableManager, function: F) -> F:
-        manager._callbacks[self._name] = function
-        return function
-
-
-class ListenableManager(Manager):
-    """Callbacks for what happens to a connection.
-
-    Each callback may be given as a keyword, assigned (``manager.on_message = f``), registered with the attribute
-    as a decorator (``@manager.on_message``) or defined as a method of a subclass; one function each, the last one
-    counts. Those of one connection run one after the other, in the connection's thread, in the order of the wire.
-
-    Args:
-        on_connect: ``on_connect(conn)``, when the connection is OPEN and before any message.
-        on_message: ``on_message(conn, opcode, payload)`` for each message, with a str for ``Opcode.TEXT`` and
-            bytes for ``Opcode.BINARY``.
-        on_error: ``on_error(conn, error)`` for an exception that another callback raised. It was logged already,
-            and the connection is being closed with 1011.
-        on_close: ``on_close(conn)``, exactly once, when the connection is CLOSED; ``conn.close_code`` and
-            ``conn.close_reason`` tell why.
-        **options: as for :class:`Manager`.
-    """
-
-    on_connect: _Callback[Callable[[Connection], Any]] = _Callback()
-    on_message: _Callback[Callable[[Connection, Opcode, Any], Any]] = _Callback()
-    on_error: _Callback[Callable[[Connection, Exception], Any]] = _Callback()
-    on_close: _Callback[Callable[[Connection], Any]] = _Callback()
-
-    def __init__(
-        self,
-        *,
-        on_connect: Callable[[Connection], Any] | None = None,
-        on_message: Callable[[Connection, Opcode, Any], Any] | None = None,
-        on_error: Callable[[Connection, Exception], Any] | None = None,
-        on_close: Callable[[Connection], Any] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(**options)
-        given = {"on_connect": on_connect, "on_message": on_message, "on_error": on_error, "on_close": on_close}
-        self._callbacks: dict[str, Callable[..., Any]] = {}
-        for name, function in given.items():
-            if function is None and not isinstance(getattr(type(self), name), _Callback):
-                function = getattr(self, name)  # A method of a subclass.
-            self._callbacks[name] = function or _ignore
-
-    def serve(self, conn: Connection) -> None:
-        """Call back until the connection closes."""
-        callbacks = self._callbacks
-        callbacks["on_connect"](conn)
-        while True:
-            opcode, payload = conn.receive_message()
-            callbacks["on_message"](conn, opcode, payload)
-
-    def report_error(self, conn: Connection, error: Exception) -> None:
-        """Call ``on_error``."""
-        self._callbacks["on_error"](conn, error)
-
-    def report_close(self, conn: Connection) -> None:
-        """Call ``on_close``."""
-        self._callbacks["on_close"](conn)
-
-
-def _ignore(*args: Any) -> None:
-    """Stand in for a callback that nobody gave."""
+def _overload(reason: str, status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE) -> HandshakeError:
+    return HandshakeError(status, f"No more connections: {reason}.", [("Retry-After", "5")])

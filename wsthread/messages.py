@@ -20,6 +20,9 @@ from .frames import FrameParser, Opcode, encode_header
 
 Payload: TypeAlias = "str | bytes | bytearray | memoryview"
 
+# Plain names: looking a member up in its enum costs as much as a function call.
+_CONTINUATION, _TEXT, _BINARY, _CLOSE = Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
+
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
@@ -70,7 +73,8 @@ class MessageReader:
     """
 
     __slots__ = (
-        "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector", "feed",
+        "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector",
+        "_next_frame", "feed",
     )
 
     def __init__(
@@ -86,6 +90,7 @@ class MessageReader:
         self._received = 0
         self._size = 0
         self._collector: _TextCollector | _BytesCollector | None = None
+        self._next_frame = self._frames.next_frame
         self.feed: Callable[[bytes], None] = self._frames.feed
 
     def next_message(self) -> Message | None:
@@ -95,19 +100,19 @@ class MessageReader:
             ProtocolError: the bytes break RFC 6455 or RFC 7692; InvalidPayload and MessageTooBig say how.
         """
         while True:
-            frame = self._frames.next_frame()
+            frame = self._next_frame()
             if frame is None:
                 return None
             opcode, payload, fin, rsv1 = frame
-            if opcode >= Opcode.CLOSE:
+            if opcode >= _CLOSE:
                 return Message(opcode, payload)
-            if opcode is Opcode.CONTINUATION:
+            if opcode is _CONTINUATION:
                 if self._opcode is None:
                     raise ProtocolError("continuation frame without a message to continue")
             elif self._opcode is not None:
                 raise ProtocolError("new message before the last one was finished")
             elif fin and not rsv1:
-                return Message(opcode, _decode(payload) if opcode is Opcode.TEXT else payload)
+                return Message(opcode, _decode(payload) if opcode is _TEXT else payload)
             else:
                 self._start(opcode, rsv1)
             message = self._collect(payload, fin)
@@ -162,11 +167,11 @@ def to_octets(payload: Payload) -> tuple[Opcode, bytes]:
         UnicodeEncodeError: the str holds a lone surrogate, which UTF-8 cannot carry.
     """
     if isinstance(payload, str):
-        return Opcode.TEXT, payload.encode()
+        return _TEXT, payload.encode()
     if isinstance(payload, bytes):
-        return Opcode.BINARY, payload
+        return _BINARY, payload
     if isinstance(payload, (bytearray, memoryview)):
-        return Opcode.BINARY, bytes(payload)
+        return _BINARY, bytes(payload)
     raise TypeError(f"a message is a str or bytes-like, not {type(payload).__name__}")
 
 

@@ -1,7 +1,6 @@
 """Bytes on their way to one peer, in order, as far as the kernel has not taken them.
 
-Not locked: the connection's send lock guards it. Positions count the bytes ever put in, so a sender that must
-know when its bytes left compares its position with :attr:`Outbox.sent`.
+Not locked: the connection's send lock guards it.
 """
 
 from __future__ import annotations
@@ -10,42 +9,86 @@ from collections import deque
 from collections.abc import Callable
 
 
+class Entry:
+    """Bytes that wait.
+
+    Attributes:
+        data: what has not left yet.
+        droppable: whether it may be given up while none of it has left: a whole message of a broadcast.
+        done: whether all of it has left.
+    """
+
+    __slots__ = ("data", "droppable", "done")
+
+    def __init__(self, data: bytes | memoryview, droppable: bool) -> None:
+        self.data = data
+        self.droppable = droppable
+        self.done = False
+
+
 class Outbox:
     """A queue of bytes.
 
     Attributes:
         size: bytes waiting.
-        sent: bytes that left, since the beginning.
+        sent: bytes that left since the beginning.
     """
 
-    __slots__ = ("_chunks", "size", "sent")
+    __slots__ = ("_entries", "size", "sent")
 
     def __init__(self) -> None:
-        self._chunks: deque[bytes | memoryview] = deque()
+        self._entries: deque[Entry] = deque()
         self.size = 0
         self.sent = 0
 
-    def put(self, data: bytes) -> int:
-        """Append bytes and return their end position: they left when :attr:`sent` has reached it."""
-        self._chunks.append(data)
-        self.size += len(data)
-        return self.sent + self.size
+    def write(self, data: bytes, send: Callable[[bytes | memoryview], int], droppable: bool = False) -> Entry | None:
+        """Send bytes behind all that waits; return what became of them: None when all have left.
+
+        Args:
+            data: the bytes.
+            send: sends what can be sent without waiting and returns how much that was.
+            droppable: see :class:`Entry`.
+        """
+        taken = 0
+        if not self._entries:
+            taken = send(data)
+            self.sent += taken
+            if taken == len(data):
+                return None
+        entry = Entry(memoryview(data)[taken:] if taken else data, droppable and not taken)
+        self._entries.append(entry)
+        self.size += len(data) - taken
+        return entry
 
     def flush(self, send: Callable[[bytes | memoryview], int]) -> None:
-        """Hand over what ``send`` takes; it returns how much that was and never waits."""
-        chunks = self._chunks
-        while chunks:
-            chunk = chunks[0]
-            taken = send(chunk)
+        """Send what can be sent without waiting."""
+        entries = self._entries
+        while entries:
+            entry = entries[0]
+            taken = send(entry.data)
             self.size -= taken
             self.sent += taken
-            if taken < len(chunk):
+            if taken < len(entry.data):
                 if taken:
-                    chunks[0] = memoryview(chunk)[taken:]
+                    entry.data = memoryview(entry.data)[taken:]
+                    entry.droppable = False
                 return
-            chunks.popleft()
+            entry.done = True
+            entries.popleft()
+
+    def drop(self, limit: int) -> int:
+        """Give up the oldest droppable entries until no more than ``limit`` bytes wait; return how many they were."""
+        dropped = at = 0
+        while self.size > limit and at < len(self._entries):
+            if self._entries[at].droppable:
+                self.size -= len(self._entries[at].data)
+                del self._entries[at]
+                dropped += 1
+            else:
+                at += 1
+        return dropped
 
     def clear(self) -> None:
-        """Forget what is waiting."""
-        self._chunks.clear()
+        """Give up everything."""
+        self._entries.clear()
         self.size = 0

@@ -23,6 +23,9 @@ from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame,
 from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
 
 
+_CLOSE = Opcode.CLOSE  # Looking a member up in its enum costs as much as a function call.
+
+
 class Close(NamedTuple):
     """The content of a Close frame; NO_STATUS_RCVD stands for an empty one (RFC 6455 7.1.5)."""
 
@@ -42,14 +45,15 @@ class Protocol:
         close_received: what the peer's Close frame said; None before it. Written by the receive half.
     """
 
-    __slots__ = ("_reader", "_failed", "_agreement", "_deflater", "close_sent", "close_received")
+    __slots__ = ("_feed", "_next_message", "_over", "_agreement", "_deflater", "close_sent", "close_received")
 
     def __init__(self, *, max_message_size: int | None = None, agreement: Agreement | None = None) -> None:
         inflater = None
         if agreement is not None:
             inflater = Inflater(agreement.client_max_window_bits, agreement.client_context_takeover)
-        self._reader = MessageReader(max_size=max_message_size, inflater=inflater)
-        self._failed = False
+        reader = MessageReader(max_size=max_message_size, inflater=inflater)
+        self._feed, self._next_message = reader.feed, reader.next_message
+        self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
         self.close_sent: Close | None = None
@@ -59,8 +63,8 @@ class Protocol:
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the wire. What follows a Close or a violation is dropped (RFC 6455 5.5.1, 7.1.7)."""
-        if self.close_received is None and not self._failed:
-            self._reader.feed(data)
+        if not self._over:
+            self._feed(data)
 
     def next_event(self) -> Message | None:
         """Return the next message or control frame, or None until more bytes come.
@@ -68,17 +72,18 @@ class Protocol:
         Raises:
             ProtocolError: once, at the violation; then the events are over.
         """
-        if self.close_received is not None or self._failed:
+        if self._over:
             return None
         try:
-            message = self._reader.next_message()
-            if message is not None and message.opcode is Opcode.CLOSE:
-                assert isinstance(message.payload, bytes)
-                self.close_received = parse_close(message.payload)
-            return message
+            message = self._next_message()
         except ProtocolError:
-            self._failed = True
+            self._over = True
             raise
+        if message is not None and message[0] is _CLOSE:
+            self._over = True
+            assert isinstance(message.payload, bytes)
+            self.close_received = parse_close(message.payload)
+        return message
 
     # Send half
 

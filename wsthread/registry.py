@@ -1,35 +1,119 @@
-"""The open connections of one manager. Any thread may call anything here; nothing waits."""
+"""The connections of one manager and their groups. Any thread may call anything here.
+
+A member is *admitted* when its handshake is accepted, *added* when it is open, and forgotten by *remove*, which ends
+its memberships too. So groups hold no one who is gone, whatever order the calls of several threads come in. The one
+call that waits says so.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 
 
 class Registry(Generic[T]):
-    """A set that gives out snapshots, in the order of arrival."""
+    """Members by id, and groups of them. Snapshots are in the order of arrival."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # Guards _members.
-        self._members: dict[T, None] = {}
+        self._lock = threading.Condition()  # Guards everything below; notified when someone is dismissed.
+        self._admitted = 0
+        self._addresses: dict[str, int] = {}
+        self._members: dict[str, T] = {}
+        self._groups: dict[str, dict[T, None]] = {}
+        self._joined: dict[T, set[str]] = {}
 
-    def add(self, member: T) -> None:
+    def admit(self, address: str, limit: int | None, limit_per_address: int | None) -> str | None:
+        """Count one more from an address; return the name of the option that forbids it, if one does."""
+        with self._lock:
+            if limit is not None and self._admitted >= limit:
+                return "max_connections"
+            if limit_per_address is not None and self._addresses.get(address, 0) >= limit_per_address:
+                return "max_connections_per_address"
+            self._admitted += 1
+            if limit_per_address is not None:
+                self._addresses[address] = self._addresses.get(address, 0) + 1
+            return None
+
+    def dismiss(self, address: str) -> None:
+        """Count one less from an address."""
+        with self._lock:
+            self._admitted -= 1
+            left = self._addresses.get(address, 0) - 1
+            if left > 0:
+                self._addresses[address] = left
+            else:
+                self._addresses.pop(address, None)
+            self._lock.notify_all()
+
+    @property
+    def admitted(self) -> int:
+        """How many were admitted and not dismissed."""
+        with self._lock:
+            return self._admitted
+
+    def wait_admitted(self, most: int, timeout: float) -> bool:
+        """Wait until no more than ``most`` are admitted, ``timeout`` seconds at most; tell whether that is so."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._admitted <= most, timeout)
+
+    def add(self, key: str, member: T) -> None:
         """Add a member."""
         with self._lock:
-            self._members[member] = None
+            self._members[key] = member
 
-    def remove(self, member: T) -> None:
-        """Remove a member; nothing happens when it is none."""
+    def remove(self, key: str) -> None:
+        """Forget a member and its groups; nothing happens when it is none."""
         with self._lock:
-            self._members.pop(member, None)
+            member = self._members.pop(key, None)
+            if member is not None:
+                for group in self._joined.pop(member, ()):
+                    self._leave(member, group)
 
-    def snapshot(self) -> tuple[T, ...]:
-        """Return the members of this moment."""
-        with self._lock:
-            return tuple(self._members)
+    def unlocked_members(self) -> list[T]:
+        """Return the members when another thread may hold the lock for ever: in the child of a fork."""
+        return list(self._members.values())
 
-    def __len__(self) -> int:
+    def get(self, key: str) -> T | None:
+        """Return the member with this id, or None."""
         with self._lock:
-            return len(self._members)
+            return self._members.get(key)
+
+    def join(self, key: str, group: str) -> bool:
+        """Put a member into a group; False when it is no member."""
+        with self._lock:
+            member = self._members.get(key)
+            if member is None:
+                return False
+            self._groups.setdefault(group, {})[member] = None
+            self._joined.setdefault(member, set()).add(group)
+            return True
+
+    def leave(self, key: str, group: str) -> None:
+        """Take a member out of a group; nothing happens when it is not in it."""
+        with self._lock:
+            member = self._members.get(key)
+            if member is not None and group in self._joined.get(member, ()):
+                self._joined[member].discard(group)
+                self._leave(member, group)
+
+    def _leave(self, member: T, group: str) -> None:
+        members = self._groups[group]
+        del members[member]
+        if not members:
+            del self._groups[group]
+
+    def groups(self, key: str) -> frozenset[str]:
+        """Return the groups a member is in."""
+        with self._lock:
+            member = self._members.get(key)
+            return frozenset() if member is None else frozenset(self._joined.get(member, ()))
+
+    def snapshot(self, groups: Iterable[str] | None = None) -> tuple[T, ...]:
+        """Return the members of this moment, or those in at least one of the groups, each once."""
+        with self._lock:
+            if groups is None:
+                return tuple(self._members.values())
+            return tuple({member: None for group in groups for member in self._groups.get(group, ())})

@@ -11,19 +11,24 @@ import select
 import socket
 
 RECV_SIZE = 1 << 16
+_DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: the enum member costs as much as a system call.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
 
 class Transport:
     """A stream socket, plain TCP or Unix."""
 
-    __slots__ = ("_socket", "recv")
+    __slots__ = ("_socket", "_send", "recv")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:
+                pass  # The peer is gone already; the first read will tell.
         self._socket = sock
+        self._send = sock.send
         #: ``recv(size)`` blocks until there are bytes; ``b""`` is EOF. Raises OSError when the connection broke.
         self.recv = sock.recv
 
@@ -38,7 +43,7 @@ class Transport:
             OSError: the connection broke.
         """
         try:
-            return self._socket.send(data, socket.MSG_DONTWAIT)
+            return self._send(data, _DONT_WAIT)
         except BlockingIOError:
             return 0
 
@@ -49,7 +54,7 @@ class Transport:
             OSError: the connection broke.
         """
         try:
-            return self._socket.recv(size, socket.MSG_DONTWAIT)
+            return self._socket.recv(size, _DONT_WAIT)
         except BlockingIOError:
             return None
 
@@ -86,4 +91,8 @@ class Transport:
                     break
         except OSError:
             pass
+        self._socket.close()
+
+    def close_copy(self) -> None:
+        """Close a copy that a fork made; the connection itself is not touched."""
         self._socket.close()

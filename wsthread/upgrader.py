@@ -80,27 +80,35 @@ class Upgrader:
             headers: more headers for the 101.
 
         Returns:
-            A 101, to be returned from the view as it is. A refusal is a response too: 400, 403, 405, 426, 501 or
-            503, with a sentence that tells what to change, which is logged as well.
+            A 101, to be returned from the view as it is. A refusal is a response too: 400, 403, 405, 426 or 501, with
+            a sentence that tells what to change, which is logged as well. A 101 may still become a 429 or a 503 when
+            the server calls it.
         """
         if not isinstance(request, Request):
             request = Request(request, populate_request=False)
         try:
             key, subprotocol, agreement = self._check(request)
         except HandshakeError as error:
-            return _refuse(request.environ, error)
+            return self._refuse(request.environ, error)
         except DetachError as error:
-            return _refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
+            return self._refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
         extension = None if agreement is None else agreement.extension
         response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
         prepare = functools.partial(self._manager.prepare, _snapshot(request), subprotocol, agreement)
-        setattr(response, "get_wsgi_response", _Switch(response, prepare))
+        setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Upgrade a request as a WSGI application (PEP 3333)."""
         return self.upgrade(environ)(environ, start_response)
+
+    def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
+        self._manager.count_refused(error.status)
+        logger.warning(
+            "refused handshake: %s %s from %s: %s",
+            environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR") or "local", error)
+        return Response.from_app(error, environ)
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
         environ = request.environ
@@ -122,9 +130,15 @@ class _Switch:
     class into its own class.
     """
 
-    def __init__(self, response: Response, prepare: Callable[[], Connection]) -> None:
+    def __init__(
+        self,
+        response: Response,
+        prepare: Callable[[], Connection],
+        refuse: Callable[[dict[str, Any], HandshakeError], Response],
+    ) -> None:
         self._response = response
         self._prepare = prepare
+        self._refuse = refuse
 
     def __call__(self, environ: dict[str, Any]) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         """Detach the socket and send our 101 over it; return the one for the server's dummy.
@@ -135,30 +149,26 @@ class _Switch:
         data = encode_response(headers)
         try:
             conn = self._prepare()
-        except RuntimeError as error:
-            return _refuse(environ, _overloaded(f"no thread can be started: {error}")).get_wsgi_response(environ)
-        try:
-            detached = Detached(environ)
-        except OSError as error:
-            conn.abandon()
-            return _refuse(environ, _overloaded(f"no file descriptor is left: {error}")).get_wsgi_response(environ)
-        except BaseException:
-            conn.abandon()
-            raise
+            detached = self._detach(environ, conn)
+        except HandshakeError as error:
+            return self._refuse(environ, error).get_wsgi_response(environ)
         conn.open(Transport(detached.socket), data, detached.unread)
         # Without headers, because some servers take exception to hop-by-hop ones; nobody reads them anyway.
         return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", []
 
-
-def _overloaded(reason: str) -> HandshakeError:
-    return HandshakeError(HTTPStatus.SERVICE_UNAVAILABLE, f"No more connections: {reason}.", [("Retry-After", "5")])
-
-
-def _refuse(environ: dict[str, Any], error: HandshakeError) -> Response:
-    logger.warning(
-        "refused handshake: %s %s from %s: %s",
-        environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR") or "local", error)
-    return Response(f"{error.reason}\n", status=error.status, headers=error.headers, mimetype="text/plain")
+    @staticmethod
+    def _detach(environ: dict[str, Any], conn: Connection) -> Detached:
+        try:
+            return Detached(environ)
+        except OSError as error:
+            conn.abandon()
+            raise HandshakeError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
+                [("Retry-After", "5")]) from error
+        except BaseException:
+            conn.abandon()
+            raise
 
 
 def _snapshot(request: Request) -> Request:

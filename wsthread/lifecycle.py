@@ -1,0 +1,139 @@
+"""The life of the process that managers live in: when it starts to stop, when it ends, when it forks.
+
+The WSGI server knows nothing of detached sockets, so nobody tells us that it stops. gunicorn's workers can be asked:
+their handler of SIGTERM is a method of the worker, whose ``alive`` turns false as soon as the worker begins to stop,
+for whatever reason. Everywhere else, and after that, ``atexit`` is the last call.
+
+Managers enter with their first connection. All of it is per process: a child of a fork starts empty.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+import time
+import weakref
+from typing import Protocol
+
+from .housekeeper import Housekeeper
+
+logger = logging.getLogger("wsthread")
+
+_MARGIN = 1.0  # Seconds that we leave to the server of its own time for stopping.
+
+
+class Inhabitant(Protocol):
+    """What the life of a process means to a manager."""
+
+    def check(self, now: float) -> None:
+        """Do what is due."""
+
+    def begin_shutdown(self) -> None:
+        """Refuse new connections and start to close those there are."""
+
+    def finish_shutdown(self, timeout: float) -> None:
+        """Wait until they are gone, ``timeout`` seconds at most."""
+
+    def reset_after_fork(self) -> None:
+        """Forget what belongs to the parent process; only the forking thread runs."""
+
+    def dump(self) -> str:
+        """Return what its connections do."""
+
+    @property
+    def shutdown_timeout(self) -> float:
+        """Seconds it would like to have for stopping."""
+
+
+_lock = threading.Lock()  # Guards the three below.
+_managers: weakref.WeakSet[Inhabitant] = weakref.WeakSet()
+_housekeeper: Housekeeper | None = None
+_registered = False
+
+
+def enter(manager: Inhabitant, tick: float) -> Housekeeper:
+    """Let a manager take part, and return the housekeeper of this process. Any thread may call it, again and again.
+
+    Args:
+        manager: its ``check`` is called at least every ``tick`` seconds from now on.
+        tick: seconds.
+
+    Raises:
+        RuntimeError: the system starts no more threads.
+    """
+    global _registered, _housekeeper
+    with _lock:
+        _managers.add(manager)
+        if not _registered:
+            atexit.register(_shut_down_all)
+            os.register_at_fork(after_in_child=_reset_all)
+            _registered = True
+        if _housekeeper is None:
+            _housekeeper = Housekeeper()
+        housekeeper = _housekeeper
+    housekeeper.add(manager, tick)
+    return housekeeper
+
+
+def dump_on_signal(signum: int) -> None:
+    """Log :meth:`Manager.dump` of each manager of this process when a signal comes, such as ``signal.SIGUSR2``.
+
+    gunicorn's workers leave SIGUSR2 alone. Only the main thread may call this; the module of the application, as the
+    server imports it, is a good place.
+
+    Raises:
+        ValueError: called from another thread.
+    """
+
+    def handle(*args: object) -> None:
+        # Not here: the thread that the signal interrupted may hold the locks that a dump needs.
+        threading.Thread(target=_log_dumps, name="wsthread-dump", daemon=True).start()
+
+    signal.signal(signum, handle)
+
+
+def _log_dumps() -> None:
+    with _lock:
+        managers = list(_managers)
+    for manager in managers:
+        logger.warning("%s: %s", type(manager).__name__, manager.dump())
+
+
+def is_stopping() -> bool:
+    """Tell whether the server that runs this process is stopping."""
+    return not getattr(_gunicorn_worker(), "alive", True)
+
+
+def time_to_stop(wanted: float) -> float:
+    """Return how many seconds stopping may take, so that the server does not have to kill the process."""
+    cfg = getattr(_gunicorn_worker(), "cfg", None)
+    limits: list[float | None] = [getattr(cfg, name, None) for name in ("graceful_timeout", "timeout")]
+    return min([wanted, *(max(limit - _MARGIN, _MARGIN) for limit in limits if limit)])
+
+
+def _gunicorn_worker() -> object:
+    handler = signal.getsignal(signal.SIGTERM)
+    return getattr(handler, "__self__", None)
+
+
+def _shut_down_all() -> None:
+    with _lock:
+        managers = list(_managers)
+    for manager in managers:
+        manager.begin_shutdown()
+    deadline = time.monotonic() + max((time_to_stop(manager.shutdown_timeout) for manager in managers), default=0.0)
+    for manager in managers:
+        manager.finish_shutdown(max(0.0, deadline - time.monotonic()))
+
+
+def _reset_all() -> None:
+    global _lock, _housekeeper
+    _lock = threading.Lock()  # Another thread of the parent may have held it.
+    if _housekeeper is not None:
+        _housekeeper.close_after_fork()
+        _housekeeper = None
+    for manager in list(_managers):
+        manager.reset_after_fork()

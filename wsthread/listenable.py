@@ -1,0 +1,115 @@
+"""The manager with callbacks."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, overload
+
+from .connection import Connection
+from .frames import Opcode
+from .manager import Manager
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Callback(Generic[F]):
+    """A callback of a manager: assigned, or registered by using the attribute as a decorator."""
+
+    def __set_name__(self, owner: type[ListenableManager], name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, manager: None, owner: type[ListenableManager]) -> _Callback[F]: ...
+
+    @overload
+    def __get__(self, manager: ListenableManager, owner: type[ListenableManager]) -> Callable[[F], F]: ...
+
+    def __get__(
+        self, manager: ListenableManager | None, owner: type[ListenableManager],
+    ) -> _Callback[F] | Callable[[F], F]:
+        return self if manager is None else functools.partial(self._register, manager)
+
+    def __set__(self, manager: ListenableManager, function: F | None) -> None:
+        manager._callbacks[self._name] = function or _ignore
+
+    def _register(self, manager: ListenableManager, function: F) -> F:
+        manager._callbacks[self._name] = function
+        return function
+
+
+class ListenableManager(Manager):
+    """Callbacks for what happens to a connection.
+
+    Each callback may be given as a keyword, assigned (``manager.on_message = f``), registered with the attribute
+    as a decorator (``@manager.on_message``) or defined as a method of a subclass; one function each, the last one
+    counts. Those of one connection run one after the other, in the connection's thread, in the order of the wire.
+
+    Args:
+        on_connect: ``on_connect(conn)``, when the connection is OPEN and before any message.
+        on_message: ``on_message(conn, opcode, payload)`` for each message, with a str for ``Opcode.TEXT`` and
+            bytes for ``Opcode.BINARY``.
+        on_error: ``on_error(conn, error)`` for an exception that another callback raised. It was logged already,
+            and the connection is being closed with 1011.
+        on_slow: ``on_slow(conn)``, in the thread of a broadcast, when the peer leaves more than ``max_outbox_size``
+            untaken; not again before it has taken all.
+        on_close: ``on_close(conn)``, exactly once, when the connection is CLOSED; ``conn.close_code`` and
+            ``conn.close_reason`` tell why.
+        **options: as for :class:`Manager`.
+    """
+
+    on_connect: _Callback[Callable[[Connection], Any]] = _Callback()
+    on_message: _Callback[Callable[[Connection, Opcode, Any], Any]] = _Callback()
+    on_error: _Callback[Callable[[Connection, Exception], Any]] = _Callback()
+    on_slow: _Callback[Callable[[Connection], Any]] = _Callback()
+    on_close: _Callback[Callable[[Connection], Any]] = _Callback()
+
+    def __init__(
+        self,
+        *,
+        on_connect: Callable[[Connection], Any] | None = None,
+        on_message: Callable[[Connection, Opcode, Any], Any] | None = None,
+        on_error: Callable[[Connection, Exception], Any] | None = None,
+        on_slow: Callable[[Connection], Any] | None = None,
+        on_close: Callable[[Connection], Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        given = {
+            "on_connect": on_connect, "on_message": on_message, "on_error": on_error, "on_slow": on_slow,
+            "on_close": on_close,
+        }
+        self._callbacks: dict[str, Callable[..., Any]] = {}
+        for name, function in given.items():
+            if function is None and not isinstance(getattr(type(self), name), _Callback):
+                function = getattr(self, name)  # A method of a subclass.
+            self._callbacks[name] = function or _ignore
+
+    def serve(self, conn: Connection) -> None:
+        """Call back until the connection closes."""
+        self._call("on_connect", conn)
+        while True:
+            opcode, payload = conn.receive_message()
+            self._call("on_message", conn, opcode, payload)
+
+    def report_error(self, conn: Connection, error: Exception) -> None:
+        """Call ``on_error``."""
+        self._callbacks["on_error"](conn, error)
+
+    def report_slow(self, conn: Connection) -> None:
+        """Call ``on_slow``."""
+        self._callbacks["on_slow"](conn)
+
+    def report_close(self, conn: Connection) -> None:
+        """Call ``on_close``."""
+        self._call("on_close", conn)
+
+    def _call(self, name: str, conn: Connection, *args: Any) -> None:
+        conn.callback = name, time.monotonic()
+        self._callbacks[name](conn, *args)
+        conn.callback = None
+
+
+def _ignore(*args: Any) -> None:
+    """Stand in for a callback that nobody gave."""
