@@ -139,7 +139,10 @@ class Manager:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """The connections between their ``on_connect`` and their ``on_close``, oldest first. Any thread may look."""
+        """The open connections, oldest first. Any thread may look.
+
+        A connection is among them when its ``on_connect`` is called, and no more when its ``on_close`` is.
+        """
         return self._registry.snapshot()
 
     def get(self, id: str) -> Connection | None:

@@ -37,14 +37,18 @@ class _TextCollector:
     """Text of a fragmented message; refuses an octet as soon as it cannot be UTF-8 (RFC 6455 8.1)."""
 
     def __init__(self) -> None:
-        self._decode = _new_utf8_decoder("strict").decode
+        self._decoder = _new_utf8_decoder("strict")
         self._text = io.StringIO()
 
     def add(self, octets: bytes, final: bool) -> None:
         try:
-            self._text.write(self._decode(octets, final))
+            self._text.write(self._decoder.decode(octets, final))
         except UnicodeDecodeError as error:
             raise InvalidPayload("text is not UTF-8") from error
+        # CPython's decoder waits for the third octet of a surrogate, which no third octet can make valid.
+        pending, _ = self._decoder.getstate()
+        if pending[:1] == b"\xed" and pending[1:2] >= b"\xa0":
+            raise InvalidPayload("text is not UTF-8")
 
     def value(self) -> str:
         return self._text.getvalue()
