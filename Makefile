@@ -4,26 +4,40 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help run test integration style types cover clean
+.PHONY: help run test integration matrix style types cover fuzz conformance clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT)"
 	@echo "make test         run the tests that need nothing but Python"
 	@echo "make integration  run all tests, also those with Chromium and Node.js where they are installed"
+	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
 	@echo "make style types  check the code's style and its types"
 	@echo "make cover        run the tests of the modules without I/O and show their coverage"
+	@echo "make fuzz         fuzz the parser and the handshake with atheris; RUNS=10000000 for more than a minute of it"
+	@echo "make conformance  run the Autobahn test suite; it needs Python 2.7; CASES='1.* 7.*' for some of it"
 	@echo "make clean        remove what the others made"
 
 run: .venv/.run
 	@echo "The chat is at http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
 	@$(BIN)/gunicorn --worker-class gthread --threads 2 --bind 127.0.0.1:$(PORT) --log-level warning \
-		--chdir examples/chat app:app
+		--config examples/chat/gunicorn.conf.py --chdir examples/chat app:app
 
 test: .venv/.test
 	$(BIN)/python -m pytest -m "not slow"
 
-integration: .venv/.dev
+NODE_MODULES := tests/node/node_modules/.package-lock.json
+integration: .venv/.dev $(if $(shell command -v npm),$(NODE_MODULES))
 	$(BIN)/python -m pytest
+
+# It may fail, without a network: the tests that need the modules say so then and are skipped.
+$(NODE_MODULES): tests/node/package.json
+	-cd tests/node && npm install --no-audit --no-fund --no-package-lock --loglevel=error
+	-@touch -c $@
+
+# VERSIONS=ends: only the oldest and the newest of each. PYTHON=python3.13: with another Python.
+VERSIONS ?= all
+matrix:
+	$(PYTHON) tests/matrix.py $(VERSIONS)
 
 style: .venv/.dev
 	$(BIN)/flake8
@@ -37,6 +51,20 @@ cover: .venv/.test
 	$(BIN)/coverage run -m pytest --quiet $(PURE:%=tests/test_%.py)
 	$(BIN)/coverage report --fail-under=100 $(foreach module,$(PURE),--include=wsthread/$(module).py)
 
+# Corpora and inputs that failed are in build/fuzz; a corpus grows from run to run.
+fuzz: .venv/.fuzz
+	$(BIN)/python tests/fuzz/fuzz_handshake.py -runs=$(or $(RUNS),50000)
+	$(BIN)/python tests/fuzz/fuzz_parser.py -runs=$(or $(RUNS),200000)
+
+.venv/.fuzz: setup.cfg pyproject.toml | .venv/bin/python
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fuzz]" || { \
+		echo "make fuzz needs atheris. PyPI has it for CPython 3.10 to 3.14 on Linux on x86-64; elsewhere it has to be" \
+			"compiled with Clang and its libFuzzer. This is $$($(BIN)/python -VV), $$(uname -sm)." >&2; exit 1; }
+	@touch $@
+
+conformance: .venv/.run
+	$(BIN)/python tests/conformance.py
+
 # One stamp per extra of setup.cfg. The egg-link makes later edits of the code take effect by themselves.
 .venv/.%: setup.cfg pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
@@ -46,4 +74,4 @@ cover: .venv/.test
 	$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf .venv build dist *.egg-info .coverage .mypy_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist tests/node/node_modules *.egg-info .coverage .mypy_cache .pytest_cache .hypothesis

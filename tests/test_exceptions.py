@@ -1,0 +1,108 @@
+"""The error tree: who is a kind of whom, what an error says, and a refusal as a WSGI application."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
+
+import pytest
+
+import wsthread
+from wsthread import exceptions
+from wsthread.exceptions import (
+    ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
+)
+
+TREE = [
+    (WebSocketError, Exception),
+    (HandshakeError, WebSocketError),
+    (DetachError, WebSocketError),
+    (ProtocolError, WebSocketError),
+    (InvalidPayload, ProtocolError),
+    (MessageTooBig, ProtocolError),
+    (ConnectionClosed, WebSocketError),
+]
+
+
+@pytest.mark.parametrize(("error", "base"), TREE)
+def test_tree(error: type[Exception], base: type[Exception]) -> None:
+    """Each error is what the tree says, is public and is in the drawing."""
+    assert error.__bases__ == (base,)
+    assert getattr(wsthread, error.__name__) is error and error.__name__ in wsthread.__all__
+    assert error.__name__ in (exceptions.__doc__ or "")
+
+
+def test_tree_is_complete() -> None:
+    """No error exists besides those of the table."""
+    defined = {one for one in vars(exceptions).values() if isinstance(one, type) and issubclass(one, Exception)}
+    assert defined == {error for error, _ in TREE}
+
+
+@pytest.mark.parametrize(("error", "code"), [(ProtocolError, 1002), (InvalidPayload, 1007), (MessageTooBig, 1009)])
+def test_protocol_errors(error: type[ProtocolError], code: int) -> None:
+    """A violation knows the close code to fail the connection with (RFC 6455 7.4.1)."""
+    assert error.code == code
+    assert (error("why").code, error("why").reason, str(error("why"))) == (code, "why", "why")
+
+
+@pytest.mark.parametrize(("args", "code", "reason", "text"), [
+    ((), None, "", "closing"),
+    ((None, "bye"), None, "bye", "closing: bye"),
+    ((1000,), 1000, "", "closed with 1000"),
+    ((4000, "bye"), 4000, "bye", "closed with 4000: bye"),
+])
+def test_connection_closed(args: tuple[Any, ...], code: int | None, reason: str, text: str) -> None:
+    """It tells the code and the reason as far as they are known."""
+    error = ConnectionClosed(*args)
+    assert (error.code, error.reason, str(error)) == (code, reason, text)
+
+
+def test_handshake_error_fields() -> None:
+    """It keeps a copy of the headers."""
+    headers = [("Retry-After", "5")]
+    error = HandshakeError(HTTPStatus.SERVICE_UNAVAILABLE, "Come back later.", headers)
+    headers.clear()
+    assert error.status is HTTPStatus.SERVICE_UNAVAILABLE
+    assert error.reason == "Come back later."
+    assert error.headers == [("Retry-After", "5")]
+    assert str(error) == "503 Service Unavailable: Come back later."
+
+
+def answer(error: HandshakeError) -> tuple[str, list[tuple[str, str]], bytes]:
+    """Run an error as a WSGI application under the validator of the standard library."""
+    environ: dict[str, Any] = {}
+    setup_testing_defaults(environ)
+    environ["QUERY_STRING"] = ""  # The validator wants it.
+    started: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        started.append((status, headers))
+        return lambda data: None
+
+    application: Any = validator(error)
+    iterable = application(environ, start_response)
+    try:
+        body = b"".join(iterable)
+    finally:
+        iterable.close()
+    (status, headers), = started
+    return status, headers, body
+
+
+@pytest.mark.parametrize(("status", "reason", "headers", "line", "body"), [
+    (HTTPStatus.BAD_REQUEST, "No.", (), "400 Bad Request", b"No.\n"),
+    (HTTPStatus.FORBIDDEN, "", (), "403 Forbidden", b"\n"),
+    (HTTPStatus.METHOD_NOT_ALLOWED, "GET!", [("Allow", "GET")], "405 Method Not Allowed", b"GET!\n"),
+    (HTTPStatus.UPGRADE_REQUIRED, "caf\xe9", [("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")],
+     "426 Upgrade Required", b"caf\xc3\xa9\n"),
+])
+def test_handshake_error_answers(
+    status: HTTPStatus, reason: str, headers: list[tuple[str, str]], line: str, body: bytes,
+) -> None:
+    """An instance is a valid WSGI application (PEP 3333), any number of times."""
+    error = HandshakeError(status, reason, headers)
+    expected = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *headers]
+    for _ in range(2):
+        assert answer(error) == (line, expected, body)

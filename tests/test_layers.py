@@ -1,0 +1,162 @@
+"""The shape of the package: which module may import what (see the table of rooms in the design)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import wsthread
+
+PACKAGE = Path(wsthread.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+#: Bytes in, values out. Those that do not exist are not asked for.
+PURE = [
+    name for name in (
+        "exceptions", "frames", "deflate", "messages", "protocol", "handshake", "outbox", "options", "deadlines")
+    if name in MODULES
+]
+#: What touches the world or the clock.
+IMPURE = {
+    "_thread", "asyncio", "concurrent", "fcntl", "logging", "multiprocessing", "os", "queue", "random", "secrets",
+    "select", "selectors", "signal", "socket", "socketserver", "ssl", "subprocess", "sys", "threading", "time",
+}
+#: What an application may have or not; code that needs it may import it late.
+OPTIONAL = {"flask", "gunicorn", "redis"}
+
+
+class Import(NamedTuple):
+    """One imported module.
+
+    Attributes:
+        name: in full, such as ``wsthread.frames`` or ``http``.
+        line: where.
+        on_top: whether it stands among the first statements of its file, under no condition.
+    """
+
+    name: str
+    line: int
+    on_top: bool
+
+    @property
+    def own(self) -> str | None:
+        """The name within the package; None for modules of others. The package itself is ``__init__``."""
+        package, _, rest = self.name.partition(".")
+        return (rest.partition(".")[0] or "__init__") if package == "wsthread" else None
+
+
+def imported_names(node: ast.AST) -> Iterator[str]:
+    """Yield the modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level <= 1, "the package has no packages inside"
+        base = ".".join(filter(None, ["wsthread" if node.level else "", node.module or ""]))
+        if base == "wsthread":  # from . import frames, __version__
+            yield from (f"wsthread.{alias.name}" if alias.name in MODULES else base for alias in node.names)
+        else:
+            yield base
+
+
+def imports_of(source: str) -> list[Import]:
+    """Return all imports of a module, wherever they stand."""
+    tree = ast.parse(source)
+    top: set[ast.stmt] = set()
+    for statement in tree.body:
+        is_docstring = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+        if not is_docstring and not isinstance(statement, (ast.Import, ast.ImportFrom)):
+            break
+        top.add(statement)
+    return [
+        Import(name, getattr(node, "lineno", 0), node in top)
+        for node in ast.walk(tree) for name in imported_names(node)]
+
+
+IMPORTS = {name: imports_of((PACKAGE / f"{name}.py").read_text()) for name in MODULES}
+EXAMPLE = '''
+"""Docstring."""
+import os, wsthread
+from . import frames, __version__
+if TYPE_CHECKING:
+    from .protocol import Close
+def function():
+    import wsthread.messages
+from wsthread.deflate import Deflate
+from http import HTTPStatus
+'''
+
+
+def test_imports_are_found() -> None:
+    """The test itself finds each kind of import."""
+    found = {(one.name, one.own, one.on_top) for one in imports_of(EXAMPLE)}
+    assert found == {
+        ("os", None, True),
+        ("wsthread", "__init__", True),
+        ("wsthread.frames", "frames", True),
+        ("wsthread.protocol", "protocol", False),
+        ("wsthread.messages", "messages", False),
+        ("wsthread.deflate", "deflate", False),
+        ("http", None, False),
+    }
+    assert {"exceptions", "frames", "messages", "protocol", "handshake"} <= set(PURE)
+    assert any(one.own for one in IMPORTS["protocol"])
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure(module: str) -> None:
+    """Modules without I/O import what is without I/O, of the standard library and of ours."""
+    for one in IMPORTS[module]:
+        if one.own is not None:
+            assert one.own in PURE, one
+        else:
+            name = one.name.partition(".")[0]
+            assert name in sys.stdlib_module_names and name not in IMPURE, one
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_calls(module: str) -> None:
+    """They do not get at the world by a builtin either."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert not names & {"__import__", "open", "print", "input", "exec", "eval", "breakpoint"}
+
+
+def test_no_cycle() -> None:
+    """Imports among our modules, wherever they stand, are a DAG."""
+    graph = {module: {one.own for one in found if one.own is not None} for module, found in IMPORTS.items()}
+    order = list(TopologicalSorter(graph).static_order())  # Raises CycleError, which names the cycle.
+    assert set(order) == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_hidden_import(module: str) -> None:
+    """Imports stand on top: none under a condition such as TYPE_CHECKING, in a function or at the bottom."""
+    hidden = [one for one in IMPORTS[module] if not one.on_top and one.name.partition(".")[0] not in OPTIONAL]
+    assert not hidden
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nobody_imports_the_package(module: str) -> None:
+    """Modules import each other, not the package that imports them all."""
+    assert not [one for one in IMPORTS[module] if one.own == "__init__"]
+
+
+PROBE = """
+import sys, threading
+import wsthread
+print(sorted(thread.name for thread in threading.enumerate()))
+print(sorted({"flask", "gunicorn", "redis", "gevent", "prometheus_client"} & set(sys.modules)))
+"""
+
+
+def test_import_does_nothing() -> None:
+    """Importing the package starts no thread, needs no framework and warns of nothing."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROBE], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60)
+    assert (result.stdout.splitlines(), result.stderr) == (["['MainThread']", "[]"], "")
