@@ -151,6 +151,11 @@ class FrameParser:
         self._buffer = rest + data if rest else data
         self._start = 0
 
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes are left that may hold another frame."""
+        return self._start < len(self._buffer)
+
     def next_frame(self) -> Frame | None:
         """Return the next frame or piece of a data frame, or None until more bytes are fed.
 

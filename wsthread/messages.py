@@ -97,6 +97,11 @@ class MessageReader:
         self._next_frame = self._frames.next_frame
         self.feed: Callable[[bytes], None] = self._frames.feed
 
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes are left that may hold another message."""
+        return self._frames.has_input
+
     def next_message(self) -> Message | None:
         """Return the next message or control frame, or None until more bytes are fed.
 
