@@ -75,6 +75,7 @@ class Posted(Enum):
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 # Replies that leave together are at most so many, and each smaller than so many bytes.
 _HOLD_MESSAGES, _HOLD_LIMIT = 64, 4096
+_REASON_LIMIT = 120  # Our own reasons are ASCII; a Close has room for 123 bytes.
 
 
 class Connection:
@@ -259,7 +260,7 @@ class Connection:
         except ProtocolError as error:
             logger.warning("%s: the peer broke the protocol: %s", self, error)
             with self._send_lock:
-                self._send_close(Close(error.code, error.reason))
+                self._send_close(Close(error.code, error.reason[:_REASON_LIMIT]))
                 self._fail(error.code, error.reason)
             return None
 

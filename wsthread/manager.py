@@ -331,10 +331,12 @@ class Manager:
                 conn.close(*closing)
             self._guard(conn, self.serve)
         finally:
-            conn.finish()
-            self._registry.remove(conn.id)
-            self._note_end(conn)
-            self._guard(conn, self.report_close)
+            try:
+                conn.finish()
+            finally:
+                self._registry.remove(conn.id)
+                self._note_end(conn)
+                self._guard(conn, self.report_close)
 
     def _note_end(self, conn: Connection) -> None:
         totals = conn.totals()
