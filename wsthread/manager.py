@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from werkzeug.wrappers import Request
 
-from . import lifecycle
+from . import lifecycle, speedups
 from .connection import Connection, Posted, State, Totals
 from .deflate import Agreement
 from .exceptions import ConnectionClosed, HandshakeError
@@ -225,6 +225,7 @@ class Manager:
             "refused": refused,
             "closed": {str(code): count for code, count in sorted(codes.items())},
             "slow": slow,
+            "speedups": speedups.c is not None,
             "queued_bytes": sum(conn.queued_bytes for conn in connections),
             **totals._asdict(),
         }

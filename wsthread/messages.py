@@ -58,13 +58,13 @@ class _BytesCollector:
     """Octets of a fragmented binary message."""
 
     def __init__(self) -> None:
-        self._octets = bytearray()
+        self._octets = io.BytesIO()  # Unlike a bytearray it gives its content away without a copy.
 
     def add(self, octets: bytes, final: bool) -> None:
-        self._octets += octets
+        self._octets.write(octets)
 
     def value(self) -> bytes:
-        return bytes(self._octets)
+        return self._octets.getvalue()
 
 
 class MessageReader:
@@ -78,7 +78,7 @@ class MessageReader:
 
     __slots__ = (
         "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector",
-        "_next_frame", "feed",
+        "_next_frame", "_next_whole_message", "feed",
     )
 
     def __init__(
@@ -95,6 +95,7 @@ class MessageReader:
         self._size = 0
         self._collector: _TextCollector | _BytesCollector | None = None
         self._next_frame = self._frames.next_frame
+        self._next_whole_message = self._frames.next_whole_message
         self.feed: Callable[[bytes], None] = self._frames.feed
 
     @property
@@ -108,6 +109,10 @@ class MessageReader:
         Raises:
             ProtocolError: the bytes break RFC 6455 or RFC 7692; InvalidPayload and MessageTooBig say how.
         """
+        if self._opcode is None:
+            whole = self._next_whole_message()
+            if whole is not None:
+                return Message(*whole)
         while True:
             frame = self._next_frame()
             if frame is None:

@@ -22,7 +22,6 @@ from .exceptions import InvalidPayload, ProtocolError
 from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, is_valid_close_code
 from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
 
-
 _CLOSE = Opcode.CLOSE  # Looking a member up in its enum costs as much as a function call.
 
 
