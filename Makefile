@@ -39,7 +39,7 @@ cover: .venv/.test
 	$(BIN)/coverage report --fail-under=100 $(foreach module,$(PURE),--include=wsthread/$(module).py)
 
 # One stamp per extra of setup.cfg. The egg-link makes later edits of the code take effect by themselves.
-.venv/.%: setup.cfg pyproject.toml wsthread/_speedups.c | .venv/bin/python
+.venv/.%: setup.cfg setup.py pyproject.toml wsthread/_speedups.c | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@
 
