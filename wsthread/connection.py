@@ -140,7 +140,7 @@ class Connection:
         self._messages_dropped = 0
 
     def __str__(self) -> str:
-        return f"WebSocket {self.remote_address or 'local'} {self.request.path}"
+        return f"WebSocket {self.remote_address or 'local'} {self.request.path!r}"
 
     # What it is: any thread
 

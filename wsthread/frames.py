@@ -197,7 +197,7 @@ class FrameParser:
         end = payload_at + length
         if end > size:
             return self._start_piece(first, key, payload_at, length)
-        self._start = end
+        self._consume(end)
         payload = buffer[payload_at:end]
         return Frame(_OPCODES[first & 0x0F], mask(payload, key) if key else payload, first >= FIN, first & RSV1 != 0)
 
@@ -211,8 +211,16 @@ class FrameParser:
         found = c.read_message(self._buffer, self._start, self.max_size)
         if found is None:
             return None
-        opcode, payload, self._start = found
+        opcode, payload, end = found
+        self._consume(end)
         return _OPCODES[opcode], payload
+
+    def _consume(self, end: int) -> None:
+        """Go on behind the last frame. A buffer that is used up is given back: the next may take long to come."""
+        if end == len(self._buffer):
+            self._buffer, self._start = b"", 0
+        else:
+            self._start = end
 
     def _check_header(self, first: int, second: int) -> None:
         if first & 0x0F not in _OPCODES:
@@ -233,7 +241,7 @@ class FrameParser:
         if first & _CONTROL or payload_at > len(self._buffer):
             return None
         payload = self._buffer[payload_at:]
-        self._start = len(self._buffer)
+        self._consume(len(self._buffer))
         self._missing = length - len(payload)
         self._fin = first & FIN != 0
         self._key = key
@@ -243,7 +251,7 @@ class FrameParser:
         payload = self._buffer[self._start:self._start + self._missing]
         if not payload:
             return None
-        self._start += len(payload)
+        self._consume(self._start + len(payload))
         self._missing -= len(payload)
         return Frame(_CONTINUATION, self._unmask_piece(payload), self._fin and not self._missing)
 

@@ -108,7 +108,7 @@ class Protocol:
 
     def send_prepared(self, message: PreparedMessage) -> bytes:
         """Return the bytes of a message that was made for many."""
-        if self._deflater is not None:
+        if self._deflater is not None and message.is_compressed_for(self._agreement):
             self._deflater.restart()  # Its window would lack this message.
         return message.encode(self._agreement)
 
