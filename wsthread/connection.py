@@ -73,6 +73,9 @@ class Posted(Enum):
 
 # Plain names: looking a member up in its enum costs as much as a function call.
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
+# Replies that leave together are at most so many, and each smaller than so many bytes.
+_HOLD_MESSAGES, _HOLD_LIMIT = 64, 4096
+_REASON_LIMIT = 120  # Our own reasons are ASCII; a Close has room for 123 bytes.
 
 
 class Connection:
@@ -117,6 +120,7 @@ class Connection:
         self._messages_received = 0
         self._bytes_received = 0
         self.callback: tuple[str, float] | None = None  # What the application runs, and since when.
+        self._has_input = False  # Whether more messages may have come with the one that is being handled.
         self._waiting_since: float | None = None  # Since when receive() waits; None while the application works.
         self._rate_allowance = 1.0  # Messages that max_message_rate lets through now.
         self._rate_checked = now
@@ -127,6 +131,8 @@ class Connection:
         self._outbox = Outbox()
         self._transport: Transport | None = None
         self._watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
+        self._held: list[bytes] = []  # Messages that leave together, before the thread reads again.
+        self._flushed_soon = False  # Whether the housekeeper was told of them.
         self._slow = False  # Whether the outbox has overflown since it was empty.
         self._failure: Close | None = None  # Why it ends without a Close of the peer; the first reason counts.
         self._deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
@@ -134,7 +140,7 @@ class Connection:
         self._messages_dropped = 0
 
     def __str__(self) -> str:
-        return f"WebSocket {self.remote_address or 'local'} {self.request.path}"
+        return f"WebSocket {self.remote_address or 'local'} {self.request.path!r}"
 
     # What it is: any thread
 
@@ -217,12 +223,15 @@ class Connection:
             while self._state is _OPEN:
                 event = self._next_event()
                 if event is None:
+                    if self._held:
+                        self.flush()
                     if self._state is _OPEN:
                         self._read(deadline)
                     continue
                 opcode = event[0]
                 if opcode is _TEXT or opcode is _BINARY:
                     self._messages_received += 1
+                    self._has_input = self._protocol.has_input
                     if self._options.max_message_rate is None or self._is_within_rate(self._options.max_message_rate):
                         return event
                 else:
@@ -251,7 +260,7 @@ class Connection:
         except ProtocolError as error:
             logger.warning("%s: the peer broke the protocol: %s", self, error)
             with self._send_lock:
-                self._send_close(Close(error.code, error.reason))
+                self._send_close(Close(error.code, error.reason[:_REASON_LIMIT]))
                 self._fail(error.code, error.reason)
             return None
 
@@ -320,8 +329,12 @@ class Connection:
         with self._send_lock:
             if self._state is not _OPEN:
                 raise self._closed_error()
-            entry = self._write(self._protocol.send_message(payload))
+            data = self._protocol.send_message(payload)
             self._messages_sent += 1
+            if self._has_input and self._may_hold(data):
+                self._hold(data)
+                return
+            entry = self._write(data)
         if entry is not None:
             self._wait_sent(entry, timeout)
 
@@ -387,9 +400,34 @@ class Connection:
             self._send_close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
         return False
 
+    def _may_hold(self, data: bytes) -> bool:
+        """Tell whether a message of the connection's own thread may leave a little later; the send lock is held."""
+        return not self._outbox.size and len(data) < _HOLD_LIMIT and self.is_own_thread()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep a message until those that came with its cause are handled as well; the send lock is held.
+
+        Replies to messages that came together leave together. An application that takes its time does not delay them:
+        the housekeeper sends them soon.
+        """
+        self._held.append(data)
+        if len(self._held) >= _HOLD_MESSAGES:
+            self._flush()
+        elif not self._flushed_soon:
+            self._flushed_soon = True
+            self._housekeeper.flush_soon(self._flush_held)
+
+    def _flush_held(self) -> None:
+        with self._send_lock:
+            self._flushed_soon = False
+            self._flush()
+
     def _write(self, data: bytes, droppable: bool = False) -> Entry | None:
         """Send bytes or put them into the outbox, see :meth:`Outbox.write`; the send lock is held."""
         assert self._transport is not None
+        if self._held:
+            data, droppable = b"".join([*self._held, data]), False
+            self._held.clear()
         try:
             entry = self._outbox.write(data, self._transport.send, droppable)
         except OSError as error:
@@ -401,7 +439,11 @@ class Connection:
 
     def _flush(self) -> None:
         """Send what the kernel takes now; the send lock is held."""
-        if self._transport is None or not self._outbox.size:
+        if self._transport is None:
+            return
+        if self._held:
+            self._write(b"")
+        if not self._outbox.size:
             return
         try:
             self._outbox.flush(self._transport.send)
@@ -505,6 +547,7 @@ class Connection:
     def _cut(self, reason: str) -> None:
         """Give up the TCP connection; the send lock is held."""
         self._fail(CloseCode.ABNORMAL_CLOSURE, reason)
+        self._held.clear()
         self._outbox.clear()
         self._watch(False)
         if self._transport is not None:

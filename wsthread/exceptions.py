@@ -36,10 +36,13 @@ class HandshakeError(WebSocketError):
     """
 
     def __init__(self, status: HTTPStatus, reason: str, headers: Iterable[tuple[str, str]] = ()) -> None:
-        super().__init__(f"{status.value} {status.phrase}: {reason}")
         self.status = status
         self.reason = reason
         self.headers = list(headers)
+        super().__init__(status, reason, self.headers)
+
+    def __str__(self) -> str:
+        return f"{self.status.value} {self.status.phrase}: {self.reason}"
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer as a WSGI application (PEP 3333)."""
@@ -90,7 +93,10 @@ class ConnectionClosed(WebSocketError):
     """
 
     def __init__(self, code: int | None = None, reason: str = "") -> None:
-        text = "closing" if code is None else f"closed with {code}"
-        super().__init__(f"{text}: {reason}" if reason else text)
+        super().__init__(code, reason)
         self.code = code
         self.reason = reason
+
+    def __str__(self) -> str:
+        text = "closing" if self.code is None else f"closed with {self.code}"
+        return f"{text}: {self.reason}" if self.reason else text

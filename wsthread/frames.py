@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
 from .exceptions import MessageTooBig, ProtocolError
+from .speedups import c
 
 
 class Opcode(IntEnum):
@@ -82,8 +84,7 @@ def is_valid_close_code(code: int) -> bool:
     return code in SENDABLE_CLOSE_CODES or 3000 <= code < 5000
 
 
-def mask(payload: bytes, key: bytes) -> bytes:
-    """XOR a payload with a 4-byte masking key (RFC 6455 5.3); the same call unmasks."""
+def _mask(payload: bytes, key: bytes) -> bytes:
     size = len(payload)
     if size < _INT_XOR_LIMIT:
         pad = (key * (size // 4 + 1))[:size]
@@ -93,6 +94,10 @@ def mask(payload: bytes, key: bytes) -> bytes:
         if key[i]:
             result[i::4] = result[i::4].translate(_xor_table(key[i]))
     return bytes(result)
+
+
+#: ``mask(payload, key)`` XORs a payload with a 4-byte masking key (RFC 6455 5.3); the same call unmasks.
+mask: Callable[[bytes, bytes], bytes] = _mask if c is None else c.mask
 
 
 @functools.cache
@@ -151,6 +156,11 @@ class FrameParser:
         self._buffer = rest + data if rest else data
         self._start = 0
 
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes are left that may hold another frame."""
+        return self._start < len(self._buffer)
+
     def next_frame(self) -> Frame | None:
         """Return the next frame or piece of a data frame, or None until more bytes are fed.
 
@@ -187,9 +197,30 @@ class FrameParser:
         end = payload_at + length
         if end > size:
             return self._start_piece(first, key, payload_at, length)
-        self._start = end
+        self._consume(end)
         payload = buffer[payload_at:end]
         return Frame(_OPCODES[first & 0x0F], mask(payload, key) if key else payload, first >= FIN, first & RSV1 != 0)
+
+    def next_whole_message(self) -> tuple[Opcode, str | bytes] | None:
+        """Return the next message if it is whole, valid and nothing special, and the C extension is there.
+
+        Whatever else comes next is for :meth:`next_frame`. Only between two messages.
+        """
+        if c is None or self._missing or not self._masked:
+            return None
+        found = c.read_message(self._buffer, self._start, self.max_size)
+        if found is None:
+            return None
+        opcode, payload, end = found
+        self._consume(end)
+        return _OPCODES[opcode], payload
+
+    def _consume(self, end: int) -> None:
+        """Go on behind the last frame. A buffer that is used up is given back: the next may take long to come."""
+        if end == len(self._buffer):
+            self._buffer, self._start = b"", 0
+        else:
+            self._start = end
 
     def _check_header(self, first: int, second: int) -> None:
         if first & 0x0F not in _OPCODES:
@@ -210,7 +241,7 @@ class FrameParser:
         if first & _CONTROL or payload_at > len(self._buffer):
             return None
         payload = self._buffer[payload_at:]
-        self._start = len(self._buffer)
+        self._consume(len(self._buffer))
         self._missing = length - len(payload)
         self._fin = first & FIN != 0
         self._key = key
@@ -220,7 +251,7 @@ class FrameParser:
         payload = self._buffer[self._start:self._start + self._missing]
         if not payload:
             return None
-        self._start += len(payload)
+        self._consume(self._start + len(payload))
         self._missing -= len(payload)
         return Frame(_CONTINUATION, self._unmask_piece(payload), self._fin and not self._missing)
 

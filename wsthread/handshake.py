@@ -60,9 +60,11 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
             HTTPStatus.METHOD_NOT_ALLOWED, f"A WebSocket is opened with GET, not {method}.", [("Allow", "GET")])
     _require_token(headers, "Upgrade", "websocket")
     _require_token(headers, "Connection", "Upgrade")
-    if http_version == "HTTP/1.0":
+    if http_version != "HTTP/1.1":
         raise HandshakeError(
             HTTPStatus.BAD_REQUEST, f"A WebSocket is opened with HTTP/1.1, not {http_version}. {_PROXY_HINT}")
+    if not headers.get("host"):
+        raise HandshakeError(HTTPStatus.BAD_REQUEST, "The request has no Host.")
     if headers.get("content-length", "0") not in ("", "0") or headers.get("transfer-encoding"):
         raise HandshakeError(HTTPStatus.BAD_REQUEST, "The opening handshake has no body.")
     version = headers.get("sec-websocket-version", "")
@@ -127,7 +129,7 @@ def check_origin(origin: str | None, host: str, origins: Origins) -> None:
 
 def _matches(origin: str, allowed: str | re.Pattern[str]) -> bool:
     if isinstance(allowed, str):
-        return allowed == "*" or allowed.lower() == origin.lower()
+        return allowed == "*" or allowed.rstrip("/").lower() == origin.lower()
     return allowed.fullmatch(origin) is not None
 
 

@@ -1,13 +1,15 @@
 """One thread per process for what no connection's thread can do, since that one blocks in its read.
 
-It writes what waits in an outbox as soon as the kernel takes more, and lets each manager look at its deadlines once
-per tick. It never waits for a peer and never runs application code.
+It writes what waits in an outbox as soon as the kernel takes more, writes what a connection's thread holds back for too
+long, and lets each manager look at its deadlines once per tick. It never waits for a peer and never runs application
+code.
 """
 
 from __future__ import annotations
 
 import logging
 import selectors
+import socket
 import threading
 import time
 import weakref
@@ -17,6 +19,7 @@ from typing import Protocol
 logger = logging.getLogger("wsthread")
 
 TICK = 0.25  # Seconds between two looks at the deadlines, unless a manager wants it shorter.
+SOON = 0.01  # Seconds until :meth:`Housekeeper.flush_soon` flushes.
 
 
 class Checked(Protocol):
@@ -34,7 +37,10 @@ class Housekeeper:
         self._started = False
         self._tick = TICK
         self._checked: weakref.WeakSet[Checked] = weakref.WeakSet()
+        self._soon: list[Callable[[], None]] = []
         self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._flush_all_soon)
 
     def add(self, checked: Checked, tick: float) -> None:
         """Let something have its deadlines looked at, as long as it exists, and start the thread if need be.
@@ -63,9 +69,19 @@ class Housekeeper:
         with self._lock:
             self._selector.unregister(fd)
 
+    def flush_soon(self, flush: Callable[[], None]) -> None:
+        """Call ``flush`` once, after :data:`SOON`."""
+        with self._lock:
+            self._soon.append(flush)
+            wake = len(self._soon) == 1
+        if wake:
+            self._wake_write.send(b"\0")
+
     def close_after_fork(self) -> None:
-        """Close the child's copy of what the parent's thread uses."""
+        """Close the child's copies of what the parent's thread uses."""
         self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
 
     def _run(self) -> None:
         next_check = time.monotonic() + self._tick
@@ -76,6 +92,14 @@ class Housekeeper:
             if now >= next_check:
                 self._check_all(now)
                 next_check = now + self._tick
+
+    def _flush_all_soon(self) -> None:
+        self._wake_read.recv(1)
+        time.sleep(SOON)  # Those who ask meanwhile are flushed along.
+        with self._lock:
+            soon, self._soon = self._soon, []
+        for flush in soon:
+            flush()
 
     def _check_all(self, now: float) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from werkzeug.wrappers import Request
 
-from . import lifecycle
+from . import lifecycle, speedups
 from .connection import Connection, Posted, State, Totals
 from .deflate import Agreement
 from .exceptions import ConnectionClosed, HandshakeError
@@ -225,6 +225,7 @@ class Manager:
             "refused": refused,
             "closed": {str(code): count for code, count in sorted(codes.items())},
             "slow": slow,
+            "speedups": speedups.c is not None,
             "queued_bytes": sum(conn.queued_bytes for conn in connections),
             **totals._asdict(),
         }
@@ -331,10 +332,12 @@ class Manager:
                 conn.close(*closing)
             self._guard(conn, self.serve)
         finally:
-            conn.finish()
-            self._registry.remove(conn.id)
-            self._note_end(conn)
-            self._guard(conn, self.report_close)
+            try:
+                conn.finish()
+            finally:
+                self._registry.remove(conn.id)
+                self._note_end(conn)
+                self._guard(conn, self.report_close)
 
     def _note_end(self, conn: Connection) -> None:
         totals = conn.totals()

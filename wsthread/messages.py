@@ -33,38 +33,39 @@ class Message(NamedTuple):
     payload: str | bytes
 
 
-class _TextCollector:
-    """Text of a fragmented message; refuses an octet as soon as it cannot be UTF-8 (RFC 6455 8.1)."""
+class _Collector:
+    """The octets of a message that does not come in one piece."""
 
     def __init__(self) -> None:
-        self._decoder = _new_utf8_decoder("strict")
-        self._text = io.StringIO()
+        self._octets = io.BytesIO()  # Unlike a bytearray it gives its content away without a copy.
+
+    def add(self, octets: bytes, final: bool) -> None:
+        self._octets.write(octets)
+
+    def value(self) -> str | bytes:
+        return self._octets.getvalue()
+
+
+class _TextCollector(_Collector):
+    """The same for text; refuses an octet as soon as it cannot be UTF-8 (RFC 6455 8.1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._decoder = _new_utf8_decoder("strict")  # Only checks: text takes more memory than its octets.
 
     def add(self, octets: bytes, final: bool) -> None:
         try:
-            self._text.write(self._decoder.decode(octets, final))
+            self._decoder.decode(octets, final)
         except UnicodeDecodeError as error:
             raise InvalidPayload("text is not UTF-8") from error
         # CPython's decoder waits for the third octet of a surrogate, which no third octet can make valid.
         pending, _ = self._decoder.getstate()
         if pending[:1] == b"\xed" and pending[1:2] >= b"\xa0":
             raise InvalidPayload("text is not UTF-8")
+        super().add(octets, final)
 
-    def value(self) -> str:
-        return self._text.getvalue()
-
-
-class _BytesCollector:
-    """Octets of a fragmented binary message."""
-
-    def __init__(self) -> None:
-        self._octets = bytearray()
-
-    def add(self, octets: bytes, final: bool) -> None:
-        self._octets += octets
-
-    def value(self) -> bytes:
-        return bytes(self._octets)
+    def value(self) -> str | bytes:
+        return self._octets.getvalue().decode()
 
 
 class MessageReader:
@@ -78,7 +79,7 @@ class MessageReader:
 
     __slots__ = (
         "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector",
-        "_next_frame", "feed",
+        "_next_frame", "_next_whole_message", "feed",
     )
 
     def __init__(
@@ -93,9 +94,15 @@ class MessageReader:
         self._compressed = False
         self._received = 0
         self._size = 0
-        self._collector: _TextCollector | _BytesCollector | None = None
+        self._collector: _Collector | None = None
         self._next_frame = self._frames.next_frame
+        self._next_whole_message = self._frames.next_whole_message
         self.feed: Callable[[bytes], None] = self._frames.feed
+
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes are left that may hold another message."""
+        return self._frames.has_input
 
     def next_message(self) -> Message | None:
         """Return the next message or control frame, or None until more bytes are fed.
@@ -103,6 +110,10 @@ class MessageReader:
         Raises:
             ProtocolError: the bytes break RFC 6455 or RFC 7692; InvalidPayload and MessageTooBig say how.
         """
+        if self._opcode is None:
+            whole = self._next_whole_message()
+            if whole is not None:
+                return Message(*whole)
         while True:
             frame = self._next_frame()
             if frame is None:
@@ -127,7 +138,7 @@ class MessageReader:
         self._opcode = opcode
         self._compressed = compressed
         self._received = self._size = 0
-        self._collector = _TextCollector() if opcode is Opcode.TEXT else _BytesCollector()
+        self._collector = _TextCollector() if opcode is Opcode.TEXT else _Collector()
         self._frames.max_size = None if compressed else self._max_size
 
     def _collect(self, payload: bytes, fin: bool) -> Message | None:
@@ -205,10 +216,14 @@ class PreparedMessage:
         # Level and window bits, or None for a plain frame. Two threads may both encode; the result is the same.
         self._frames: dict[tuple[int, int] | None, bytes] = {}
 
+    def is_compressed_for(self, agreement: Agreement | None) -> bool:
+        """Tell whether a peer gets it compressed."""
+        return agreement is not None and len(self._octets) >= max(agreement.deflate.threshold, 1)
+
     def encode(self, agreement: Agreement | None) -> bytes:
         """Return the frame for a peer, compressed from an empty window if the peer agreed to compression."""
         key = None
-        if agreement is not None and self._octets and len(self._octets) >= agreement.deflate.threshold:
+        if agreement is not None and self.is_compressed_for(agreement):
             key = agreement.deflate.level, agreement.server_max_window_bits
         frame = self._frames.get(key)
         if frame is None:

@@ -22,7 +22,6 @@ from .exceptions import InvalidPayload, ProtocolError
 from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, is_valid_close_code
 from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
 
-
 _CLOSE = Opcode.CLOSE  # Looking a member up in its enum costs as much as a function call.
 
 
@@ -45,14 +44,16 @@ class Protocol:
         close_received: what the peer's Close frame said; None before it. Written by the receive half.
     """
 
-    __slots__ = ("_feed", "_next_message", "_over", "_agreement", "_deflater", "close_sent", "close_received")
+    __slots__ = (
+        "_reader", "_feed", "_next_message", "_over", "_agreement", "_deflater", "close_sent", "close_received",
+    )
 
     def __init__(self, *, max_message_size: int | None = None, agreement: Agreement | None = None) -> None:
         inflater = None
         if agreement is not None:
             inflater = Inflater(agreement.client_max_window_bits, agreement.client_context_takeover)
-        reader = MessageReader(max_size=max_message_size, inflater=inflater)
-        self._feed, self._next_message = reader.feed, reader.next_message
+        self._reader = MessageReader(max_size=max_message_size, inflater=inflater)
+        self._feed, self._next_message = self._reader.feed, self._reader.next_message
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
@@ -85,6 +86,11 @@ class Protocol:
             self.close_received = parse_close(message.payload)
         return message
 
+    @property
+    def has_input(self) -> bool:
+        """Whether bytes are left that may hold another event."""
+        return not self._over and self._reader.has_input
+
     # Send half
 
     def send_message(self, payload: Payload) -> bytes:
@@ -102,7 +108,7 @@ class Protocol:
 
     def send_prepared(self, message: PreparedMessage) -> bytes:
         """Return the bytes of a message that was made for many."""
-        if self._deflater is not None:
+        if self._deflater is not None and message.is_compressed_for(self._agreement):
             self._deflater.restart()  # Its window would lack this message.
         return message.encode(self._agreement)
 

@@ -6,19 +6,30 @@ it, together with :meth:`Transport.close`. Waiting holds no lock.
 
 from __future__ import annotations
 
+import functools
 import math
 import select
 import socket
+from collections.abc import Callable
 
-RECV_SIZE = 1 << 16
-_DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: the enum member costs as much as a system call.
+from .speedups import c
+
+# Bytes to read at once. In C memory is taken only when so many are there, in Python always.
+RECV_SIZE = 1 << 16 if c is None else 1 << 18
+_DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
 
 class Transport:
-    """A stream socket, plain TCP or Unix."""
+    """A stream socket, plain TCP or Unix.
 
-    __slots__ = ("_socket", "_send", "recv")
+    Attributes:
+        recv: ``recv(size)`` blocks until there are bytes; ``b""`` is EOF. Raises OSError when the connection broke.
+        send: ``send(data)`` writes what the kernel takes now and returns how many bytes that was, 0 when it takes none.
+            Raises OSError when the connection broke.
+    """
+
+    __slots__ = ("_socket", "recv", "send")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
@@ -28,22 +39,20 @@ class Transport:
             except OSError:
                 pass  # The peer is gone already; the first read will tell.
         self._socket = sock
-        self._send = sock.send
-        #: ``recv(size)`` blocks until there are bytes; ``b""`` is EOF. Raises OSError when the connection broke.
-        self.recv = sock.recv
+        self.recv: Callable[[int], bytes] = sock.recv
+        self.send: Callable[[bytes | memoryview], int] = self._send
+        if c is not None:
+            # The number stays ours until close(), after which nobody reads or writes.
+            self.recv = functools.partial(c.recv, sock.fileno())
+            self.send = functools.partial(c.send, sock.fileno())
 
     def fileno(self) -> int:
         """Return the file descriptor; -1 when closed."""
         return self._socket.fileno()
 
-    def send(self, data: bytes | memoryview) -> int:
-        """Write what the kernel takes now and return how many bytes that was, 0 when it takes none.
-
-        Raises:
-            OSError: the connection broke.
-        """
+    def _send(self, data: bytes | memoryview) -> int:
         try:
-            return self._send(data, _DONT_WAIT)
+            return self._socket.send(data, _DONT_WAIT)
         except BlockingIOError:
             return 0
 

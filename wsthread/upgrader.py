@@ -66,7 +66,8 @@ class Upgrader:
         if isinstance(subprotocols, str):
             raise TypeError("subprotocols is a list of names, not one str")
         self._manager = manager
-        self._origins = origins
+        # A generator would be used up by the first request.
+        self._origins = tuple(origins) if isinstance(origins, Iterable) and not isinstance(origins, str) else origins
         self._subprotocols = tuple(subprotocols)
         self._compression = compression
 
@@ -106,16 +107,16 @@ class Upgrader:
     def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
         self._manager.count_refused(error.status)
         logger.warning(
-            "refused handshake: %s %s from %s: %s",
-            environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR") or "local", error)
+            "refused handshake: %r %r from %r: %s",  # All of it comes from the peer, line breaks and all.
+            environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR"), error)
         return Response.from_app(error, environ)
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
         environ = request.environ
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
+        find_socket(environ)
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, self._origins)
-        find_socket(environ)
         offered = tokens(headers.get("sec-websocket-protocol", ""))
         agreement = None
         if self._compression is not None:

@@ -1,0 +1,5 @@
+"""The one thing that setup.cfg cannot say: the C extension. Without a compiler the package is installed without it."""
+
+from setuptools import Extension, setup
+
+setup(ext_modules=[Extension("wsthread._speedups", ["wsthread/_speedups.c"], optional=True)])
