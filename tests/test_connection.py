@@ -41,7 +41,7 @@ def test_what_a_connection_knows(connect: Connect) -> None:
     assert conn.remote_address == "127.0.0.1"
     assert conn.context is None
     assert conn.subprotocol is None
-    assert str(conn) == "WebSocket 127.0.0.1 /ws"
+    assert str(conn) == "WebSocket 127.0.0.1 '/ws'"
 
 
 def test_bytes_read_with_the_handshake_are_messages(connect: Connect) -> None:
