@@ -20,7 +20,7 @@ from .exceptions import MessageTooBig, ProtocolError
 
 NAME = "permessage-deflate"
 _TAIL = b"\x00\x00\xff\xff"  # Ends each message, never sent (RFC 7692 7.2.1).
-_MAX_STREAMS = 16  # In one piece of a message; each costs a copy of the rest. Real senders have one or two.
+_MAX_STREAMS = 16  # In one message; each costs a copy of the rest. Real senders have one or two.
 _MAX_WINDOW_BITS = 15
 # zlib deflates with a window of 512 bytes at least (RFC 7692 7.1.2.1 counts from 8); what it inflates may be less.
 _MIN_DEFLATE_WINDOW_BITS = 9
@@ -155,13 +155,14 @@ class Deflater:
 class Inflater:
     """Inflates the payloads of one direction of one connection, piece by piece (RFC 7692 7.2.2)."""
 
-    __slots__ = ("_window_bits", "_context_takeover", "_decompressor")
+    __slots__ = ("_window_bits", "_context_takeover", "_decompressor", "_streams")
 
     def __init__(self, window_bits: int, context_takeover: bool) -> None:
         # zlib's own clients use 9 where 8 was agreed on, so never look through a smaller window.
         self._window_bits = max(window_bits, _MIN_DEFLATE_WINDOW_BITS)
         self._context_takeover = context_takeover
         self._decompressor: zlib._Decompress | None = None
+        self._streams = 0  # That ended within the message under way.
 
     def inflate(self, octets: bytes, final: bool, limit: int | None) -> bytes:
         """Inflate the next piece of a message.
@@ -177,9 +178,7 @@ class Inflater:
         """
         result = bytearray()
         rest = octets + _TAIL if final else octets
-        for _ in range(_MAX_STREAMS):
-            if not rest:
-                break
+        while rest:
             decompressor = self._decompressor or zlib.decompressobj(-self._window_bits)
             self._decompressor = decompressor
             try:
@@ -192,10 +191,13 @@ class Inflater:
             rest = decompressor.unused_data
             if decompressor.eof:  # The sender finished its stream within the message (RFC 7692 7.2.3.4).
                 self._decompressor = None
-        else:
-            raise ProtocolError("compressed message of too many DEFLATE streams")
-        if final and not self._context_takeover:
-            self._decompressor = None
+                self._streams += 1
+                if self._streams > _MAX_STREAMS:
+                    raise ProtocolError(f"compressed message of more than {_MAX_STREAMS} DEFLATE streams")
+        if final:
+            self._streams = 0
+            if not self._context_takeover:
+                self._decompressor = None
         return bytes(result)
 
 
@@ -217,15 +219,20 @@ def parse_extensions(value: str) -> list[Extension]:
 
 
 def _split_quoted(value: str, separator: str) -> list[str]:
-    parts, quoted = [""], False
-    for char in value:
-        if char == '"':
-            quoted = not quoted
-        if char == separator and not quoted:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts
+    parts: list[str] = []
+    part: list[str] = []
+    for number, text in enumerate(value.split('"')):
+        if number:
+            part.append('"')
+        if number % 2:  # Within quotation marks.
+            part.append(text)
+            continue
+        first, *rest = text.split(separator)
+        part.append(first)
+        for text in rest:
+            parts.append("".join(part))
+            part = [text]
+    return [*parts, "".join(part)]
 
 
 def _parse_window_bits(value: str | None) -> int | None:
