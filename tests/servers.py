@@ -1,7 +1,12 @@
-"""Real WSGI servers in subprocesses, on ports of their own."""
+"""Real WSGI servers in subprocesses, on ports of their own.
+
+Nothing here, and nothing in the tests that use it, depends on the wording of one server's log beyond what
+:data:`READY` and :data:`TRACES` tell: ``make matrix`` runs the tests on many versions.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,12 +15,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 TESTS = Path(__file__).parent
-READY = re.compile(r"(?:Listening at|Running on):? https?://127\.0\.0\.1:(\d+)")
+READY = re.compile(r"(?:Listening at|Running on):? (?:https?://127\.0\.0\.1:(\d+)|unix:)")
 TRACES = re.compile(r"Traceback|\[(?:ERROR|CRITICAL)\]|\b(?:ERROR|CRITICAL)\b|Error on request")
 #: The servers that the tests run against: name and what they are started with.
 SERVERS = {
@@ -23,6 +29,8 @@ SERVERS = {
     "sync": ["gunicorn", "--worker-class", "sync", "--access-logfile", "-"],
     "werkzeug": ["flask", "run", "--port", "0"],
     "werkzeug-single": ["flask", "run", "--port", "0", "--without-threads"],
+    # Werkzeug's server for what is no Flask application, which flask run does not take.
+    "run_simple": ["apps.run_simple"],
 }
 
 
@@ -30,24 +38,46 @@ class Server:
     """A running server.
 
     Attributes:
-        port: where it listens, on 127.0.0.1.
+        kind: a key of :data:`SERVERS`.
+        port: where it listens, on 127.0.0.1; 0 when it listens on a Unix socket.
         process: its main process.
     """
 
-    def __init__(self, kind: str, app: str, *options: str, env: dict[str, str] | None = None) -> None:
-        self._log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+    def __init__(
+        self, kind: str, app: str, *options: str, env: dict[str, str] | None = None, bind: str = "127.0.0.1:0",
+    ) -> None:
+        self.kind = kind
+        self._has_master = SERVERS[kind][0] == "gunicorn"
+        self._directory = tempfile.TemporaryDirectory(prefix="wsthread-test-")
+        self._log = Path(self._directory.name, "log")
+        self._ended: str | None = None  # The log, once the server and its directory are gone.
         command = [sys.executable, "-m", *SERVERS[kind], *options]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(TESTS), **(env or {})}
-        if command[2] == "gunicorn":
-            command += ["--bind", "127.0.0.1:0", app]
-        else:
+        # gunicorn 25 and later put a control socket into XDG_RUNTIME_DIR, the same one for all that run at a time.
+        environment = {
+            **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(TESTS), "XDG_RUNTIME_DIR": self._directory.name,
+            **(env or {})}
+        if command[2] == "flask":
             environment["FLASK_APP"] = app
-        self.process = subprocess.Popen(
-            command, cwd=TESTS, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT,
-            start_new_session=True)
-        self.port = int(self.wait_log(READY).group(1))
-        if command[2] == "gunicorn":
-            self.wait_log(re.compile("Booting worker"))
+        elif self._has_master:
+            command += ["--bind", bind, app]
+        else:
+            command.append(app)
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=TESTS, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True)
+        try:
+            self.port = int(self.wait_log(READY).group(1) or 0)
+            if self._has_master:
+                self.wait_log(re.compile("Booting worker"))
+        except BaseException:
+            self.stop()
+            raise
+
+    def stats(self) -> dict[str, Any]:
+        """Return what /stats of apps.echo tells."""
+        found: dict[str, Any] = json.loads(self.get("/stats"))
+        return found
 
     def url(self, path: str = "/", scheme: str = "http") -> str:
         """Return an absolute URL on this server."""
@@ -60,8 +90,8 @@ class Server:
         return body.decode()
 
     def log(self) -> str:
-        """Return what the server has printed so far."""
-        return Path(self._log.name).read_text()
+        """Return what the server has printed so far; its last lines may still be on their way."""
+        return self._log.read_text(errors="replace") if self._ended is None else self._ended
 
     def wait_log(self, pattern: re.Pattern[str], timeout: float = 20) -> re.Match[str]:
         """Return the first match in the log, waiting for it."""
@@ -77,6 +107,12 @@ class Server:
     def errors(self) -> list[str]:
         """Return the log lines that tell of an error."""
         return [line for line in self.log().splitlines() if TRACES.search(line)]
+
+    def access(self, path: str, status: int, method: str = "GET") -> int:
+        """Return how many lines the access log has for a path without its query string and a status."""
+        # Werkzeug puts the request line between escape sequences for colors.
+        line = rf'"(?:\x1b\[\d+m)*{method} {re.escape(path)}(?:\?\S*)? HTTP/1\.[01](?:\x1b\[0m)?" {status} '
+        return len(re.findall(line, self.log()))
 
     def worker(self) -> int:
         """Return the process id of the process that serves: gunicorn's newest worker, else the server itself."""
@@ -96,21 +132,37 @@ class Server:
         self.process.send_signal(number)
 
     def stop(self) -> int:
-        """End it like Ctrl-C does and return its exit status."""
+        """End it and return its exit status."""
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGINT)
+            # Not SIGINT for gunicorn: a gthread worker that gets it (or the SIGQUIT that the master makes of it) while
+            # its main thread starts a thread of the pool waits for itself (seen in 27.0), until the master kills it.
+            os.killpg(self.process.pid, signal.SIGTERM if self._has_master else signal.SIGINT)
         try:
             return self.process.wait(15)
         except subprocess.TimeoutExpired:
+            print(self.log())
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(5)
             raise
+        finally:
+            self._ended = self.log()
+            self._directory.cleanup()
 
 
 @contextmanager
-def serve(kind: str, app: str, *options: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    """Run a server, as one of :data:`SERVERS`, for the time of a with block."""
-    server = Server(kind, app, *options, env=env)
+def serve(
+    kind: str, app: str, *options: str, env: dict[str, str] | None = None, bind: str = "127.0.0.1:0",
+) -> Iterator[Server]:
+    """Run a server, as one of :data:`SERVERS`, for the time of a with block.
+
+    Args:
+        kind: a key of :data:`SERVERS`.
+        app: ``module:attribute``, the module below tests/.
+        *options: more command line options.
+        env: more environment variables.
+        bind: gunicorn only: where to listen, ``unix:<path>`` for a Unix socket.
+    """
+    server = Server(kind, app, *options, env=env, bind=bind)
     try:
         yield server
     except BaseException:
@@ -120,9 +172,8 @@ def serve(kind: str, app: str, *options: str, env: dict[str, str] | None = None)
         server.stop()
 
 
-def wait_until(condition: object, timeout: float = 10) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
     """Wait until a callable returns something true."""
-    assert callable(condition)
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

@@ -119,6 +119,7 @@ def test_closing_of_another_connection_is_an_error(connect: Connect) -> None:
     _, peer = connect(recorder.manager)
     peer.send(Opcode.TEXT, b"hi")
     assert peer.read_close() == 1011
+    wait_until(lambda: recorder.errors)
     assert [type(error) for error in recorder.errors] == [ConnectionClosed]
 
 
