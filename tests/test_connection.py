@@ -333,7 +333,8 @@ def test_terminate_in_a_callback(connect: Connect) -> None:
 
 def fill(conn: Connection) -> threading.Thread:
     """Send more than the kernel takes, in a thread."""
-    thread = threading.Thread(target=lambda: pytest.raises((ConnectionClosed, TimeoutError), conn.send, bytes(64 << 20)))
+    thread = threading.Thread(
+        target=lambda: pytest.raises((ConnectionClosed, TimeoutError), conn.send, bytes(64 << 20)))
     thread.start()
     wait_until(lambda: conn._outbox.size)
     return thread

@@ -3,7 +3,8 @@
 Threads. Every connection has a thread of its own. That thread alone receives and ends the connection; callbacks
 run in it. Everything else (:meth:`Connection.send`, :meth:`Connection.ping`, :meth:`Connection.close`,
 :meth:`Connection.terminate` and the attributes) may be used from any thread. The send lock guards the protocol's
-send half, the outbox and each write to the socket; nobody waits for the peer while holding it.
+send half, the outbox and each write to the socket; nobody waits for the peer or calls foreign code, logging included,
+while holding it.
 
 Life::
 
@@ -18,6 +19,7 @@ wakes up from its read.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import secrets
 import socket
@@ -39,7 +41,7 @@ from .options import Options
 from .outbox import Entry, Outbox
 from .protocol import Close, Protocol, encode_close
 from .registry import Registry
-from .transport import RECV_SIZE, Transport
+from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
 
 logger = logging.getLogger("wsthread")
 
@@ -69,6 +71,7 @@ class Posted(Enum):
     SENT = auto()
     QUEUED = auto()
     DROPPED = auto()
+    FULL = auto()  # Nothing yet: with overflow="block", wait and try again.
 
 
 # Plain names: looking a member up in its enum costs as much as a function call.
@@ -93,6 +96,14 @@ class Connection:
         close_reason: None until CLOSED; then the peer's reason, or in our words what went wrong.
     """
 
+    __slots__ = (
+        "id", "context", "request", "subprotocol", "close_code", "close_reason", "callback", "__weakref__",
+        "_options", "_housekeeper", "_registry", "_opening", "_opened_at", "_thread_id", "_messages_received",
+        "_bytes_received", "_recv_size", "_has_input", "_waiting_since", "_rate_allowance", "_rate_checked",
+        "_send_lock", "_state", "_protocol", "_outbox", "_transport", "_watched", "_held", "_flushed_soon", "_progress",
+        "_slow", "_failure", "_deadlines", "_messages_dropped",
+    )
+
     def __init__(
         self,
         request: Request,
@@ -113,16 +124,18 @@ class Connection:
         self._options = options
         self._housekeeper = housekeeper
         self._registry = registry
-        self._opened = threading.Event()
+        self._opening = threading.Lock()  # Held until it is OPEN, or abandoned. An Event takes 1 KiB.
+        self._opening.acquire()
         self._opened_at = now
         # Owned by the connection's thread, as is the protocol's receive half; others may look.
         self._thread_id = 0
         self._messages_received = 0
         self._bytes_received = 0
+        self._recv_size = IDLE_RECV_SIZE
         self.callback: tuple[str, float] | None = None  # What the application runs, and since when.
         self._has_input = False  # Whether more messages may have come with the one that is being handled.
         self._waiting_since: float | None = None  # Since when receive() waits; None while the application works.
-        self._rate_allowance = 1.0  # Messages that max_message_rate lets through now.
+        self._rate_allowance = max(options.max_message_rate or 1.0, 1.0)  # Messages that it lets through now.
         self._rate_checked = now
         # Guarded by the send lock, as are the protocol's send half and each write to the transport.
         self._send_lock = threading.Lock()
@@ -133,10 +146,10 @@ class Connection:
         self._watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
         self._held: list[bytes] = []  # Messages that leave together, before the thread reads again.
         self._flushed_soon = False  # Whether the housekeeper was told of them.
+        self._progress: threading.Condition | None = None  # Made by the first who waits for the outbox.
         self._slow = False  # Whether the outbox has overflown since it was empty.
         self._failure: Close | None = None  # Why it ends without a Close of the peer; the first reason counts.
         self._deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
-        self._messages_sent = 0
         self._messages_dropped = 0
 
     def __str__(self) -> str:
@@ -289,12 +302,13 @@ class Connection:
     def _receive_data(self, recv: Callable[[int], bytes | None]) -> bool:
         """Give the protocol what ``recv`` returns; False when that was the end."""
         try:
-            data = recv(RECV_SIZE)
+            data = recv(self._recv_size)
             reason = "the TCP connection was closed without a Close frame"
         except OSError as error:
             data, reason = b"", str(error)
         if data:
             self._bytes_received += len(data)
+            self._recv_size = RECV_SIZE if len(data) == self._recv_size else IDLE_RECV_SIZE
             self._protocol.receive_data(data)
         elif data is not None:
             with self._send_lock:
@@ -330,13 +344,13 @@ class Connection:
             if self._state is not _OPEN:
                 raise self._closed_error()
             data = self._protocol.send_message(payload)
-            self._messages_sent += 1
             if self._has_input and self._may_hold(data):
                 self._hold(data)
                 return
-            entry = self._write(data)
-        if entry is not None:
-            self._wait_sent(entry, timeout)
+            entry = self._write(data, messages=1)
+            if entry is not None:
+                deadline = math.inf if timeout is None else time.monotonic() + timeout
+                self._wait_for(lambda: entry.done, deadline)
 
     def ping(self, payload: bytes = b"") -> None:
         """Send a Ping (RFC 6455 5.5.2) without waiting for anything. Any thread may call it.
@@ -355,9 +369,7 @@ class Connection:
             self._write(data)
 
     def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
-        """Put a message on its way as a broadcast does. Any thread may call it.
-
-        It does not wait for the peer, unless the manager's ``overflow`` is ``"block"``.
+        """Put a message on its way as a broadcast does, without waiting for the peer. Any thread may call it.
 
         Returns:
             What became of it, and whether the peer just became too slow.
@@ -365,23 +377,30 @@ class Connection:
         Raises:
             ConnectionClosed: the connection is closing or closed.
         """
-        block = self._options.overflow == "block"
-        newly_slow = False
-        while True:
-            with self._send_lock:
-                if self._state is not _OPEN:
-                    raise self._closed_error()
-                data = self._protocol.send_prepared(message)
-                slow = self._is_overflowing(len(data))
-                newly_slow = newly_slow or (slow and not self._slow)
-                self._slow = self._slow or slow
-                if not slow or (not block and self._make_room(len(data))):
-                    entry = self._write(data, droppable=True)
-                    self._messages_sent += 1
-                    return Posted.SENT if entry is None else Posted.QUEUED, newly_slow
-                if not block:
-                    return Posted.DROPPED, newly_slow
-            self._wait_writable(None)
+        with self._send_lock:
+            if self._state is not _OPEN:
+                raise self._closed_error()
+            data = self._protocol.send_prepared(message)
+            slow = self._is_overflowing(len(data))
+            newly_slow = slow and not self._slow
+            self._slow = self._slow or slow
+            if slow and self._options.overflow == "block":
+                return Posted.FULL, newly_slow
+            if slow and not self._make_room(len(data)):
+                return Posted.DROPPED, newly_slow
+            entry = self._write(data, messages=1, droppable=True)
+            return Posted.SENT if entry is None else Posted.QUEUED, newly_slow
+
+    def wait_progress(self) -> None:
+        """Wait until the peer takes something of what waits. Any thread may call it.
+
+        Raises:
+            ConnectionClosed: the connection broke meanwhile.
+            TimeoutError: it took nothing for ``write_timeout``. The connection is terminated.
+        """
+        with self._send_lock:
+            sent = self._outbox.sent
+            self._wait_for(lambda: self._outbox.sent > sent or not self._outbox.size, math.inf)
 
     def _is_overflowing(self, size: int) -> bool:
         return self._outbox.size > 0 and self._outbox.size + size > self._options.max_outbox_size
@@ -395,7 +414,6 @@ class Connection:
                 return True
         self._messages_dropped += 1
         if overflow == "close":
-            logger.warning("%s: closed, the peer is too slow: %d bytes wait", self, outbox.size)
             self._messages_dropped += outbox.drop(0)
             self._send_close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
         return False
@@ -422,17 +440,17 @@ class Connection:
             self._flushed_soon = False
             self._flush()
 
-    def _write(self, data: bytes, droppable: bool = False) -> Entry | None:
+    def _write(self, data: bytes, *, messages: int = 0, droppable: bool = False) -> Entry | None:
         """Send bytes or put them into the outbox, see :meth:`Outbox.write`; the send lock is held."""
         assert self._transport is not None
         if self._held:
-            data, droppable = b"".join([*self._held, data]), False
+            data, messages, droppable = b"".join([*self._held, data]), messages + len(self._held), False
             self._held.clear()
         try:
-            entry = self._outbox.write(data, self._transport.send, droppable)
+            entry = self._outbox.write(data, self._transport.send, messages=messages, droppable=droppable)
         except OSError as error:
             self._cut(str(error))
-            return Entry(b"", False)  # Never done.
+            return Entry(b"", messages, droppable)  # Never done.
         if entry is not None:
             self._watch(True)
         return entry
@@ -443,8 +461,6 @@ class Connection:
             return
         if self._held:
             self._write(b"")
-        if not self._outbox.size:
-            return
         try:
             self._outbox.flush(self._transport.send)
         except OSError as error:
@@ -452,6 +468,12 @@ class Connection:
         if not self._outbox.size:
             self._slow = False
             self._watch(False)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let those who wait for the outbox look at it; the send lock is held."""
+        if self._progress is not None:
+            self._progress.notify_all()
 
     def _watch(self, waiting: bool) -> None:
         """Let the housekeeper send what waits, or no more; the send lock is held."""
@@ -469,32 +491,39 @@ class Connection:
         with self._send_lock:
             self._flush()
 
-    def _wait_sent(self, entry: Entry, timeout: float | None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not entry.done:
-            self._wait_writable(deadline)
-
-    def _wait_writable(self, deadline: float | None) -> None:
-        """Wait until the peer takes something of the outbox, and send it.
+    def _wait_for(self, is_over: Callable[[], bool], deadline: float) -> None:
+        """Wait until the outbox has come so far; the housekeeper empties it. The send lock is held, not while waiting.
 
         Raises:
             ConnectionClosed: the connection broke meanwhile.
-            TimeoutError: it took nothing for ``write_timeout``, or the deadline is over. The connection is terminated.
+            TimeoutError: the peer took nothing for ``write_timeout``, or the deadline is over. The connection is
+                terminated.
         """
-        with self._send_lock:
-            sent, transport = self._outbox.sent, self._transport
-            if transport is None or self._failure is not None:
+        if self._progress is None:
+            self._progress = threading.Condition(self._send_lock)
+        patience = math.inf if self._options.write_timeout is None else self._options.write_timeout
+        sent, stuck_at = self._outbox.sent, time.monotonic() + patience
+        while not is_over():
+            if self._failure is not None:
                 raise self._closed_error()
-        limits = [self._options.write_timeout, None if deadline is None else deadline - time.monotonic()]
-        timeout = min((one for one in limits if one is not None), default=None)
-        writable = transport.wait(writable=True, timeout=timeout)
-        with self._send_lock:
-            self._flush()
-            late = deadline is not None and time.monotonic() >= deadline
-            stuck = not writable and self._outbox.sent == sent
-            if self._outbox.size and self._failure is None and (late or stuck):
+            now = time.monotonic()
+            if self._outbox.sent > sent:
+                sent, stuck_at = self._outbox.sent, now + patience
+            until = min(stuck_at, deadline)
+            if now < until:
+                self._progress.wait(None if until == math.inf else until - now)
+            elif now >= deadline or not self._takes_more():
                 self._cut("the peer took too long to read")
                 raise TimeoutError("the peer took too long to read; the connection is terminated")
+
+    def _takes_more(self) -> bool:
+        """Send what the kernel takes now and tell whether that was anything; the send lock is held.
+
+        To be asked before a slow peer is given up: a poll for writing answers only when much of the buffer is free.
+        """
+        sent = self._outbox.sent
+        self._flush()
+        return self._outbox.sent > sent
 
     # Ending
 
@@ -550,6 +579,7 @@ class Connection:
         self._held.clear()
         self._outbox.clear()
         self._watch(False)
+        self._wake()
         if self._transport is not None:
             self._transport.shutdown()
 
@@ -558,7 +588,7 @@ class Connection:
     def totals(self) -> Totals:
         """Return what went in and out so far."""
         return Totals(
-            messages_received=self._messages_received, messages_sent=self._messages_sent,
+            messages_received=self._messages_received, messages_sent=self._outbox.messages,
             messages_dropped=self._messages_dropped, bytes_received=self._bytes_received, bytes_sent=self._outbox.sent)
 
     def describe(self, now: float) -> str:
@@ -601,16 +631,16 @@ class Connection:
             self._state = State.OPEN
             self._write(response)
         self._protocol.receive_data(unread)
-        self._opened.set()
+        self._opening.release()
 
     def abandon(self) -> None:
         """Let the connection's thread end: there will be no 101."""
-        self._opened.set()
+        self._opening.release()
 
     def wait_opened(self) -> bool:
         """Make the calling thread the connection's own and wait until it is OPEN; False when that will not be."""
         self._thread_id = threading.get_ident()
-        self._opened.wait()
+        self._opening.acquire()
         return self._transport is not None
 
     @property
@@ -621,9 +651,12 @@ class Connection:
     def check(self, now: float) -> None:
         """Do what is due; the housekeeper calls it, with the monotonic time."""
         with self._send_lock:
+            self._takes_more()
+            # As long as a callback runs nobody reads, not even Pongs.
+            unread = self._transport is not None and self._transport.wait(readable=True, timeout=0.0)
             action, reason = self._deadlines.check(
-                now, received=self._bytes_received, sent=self._outbox.sent, waiting=self._outbox.size > 0,
-                idle_since=self._waiting_since)
+                now, received=self._bytes_received, unread=unread, sent=self._outbox.sent,
+                waiting=self._outbox.size > 0, idle_since=self._waiting_since)
             if action is Action.PING and self._state is State.OPEN:
                 self._write(self._protocol.send_ping(self._deadlines.ping_payload))
             elif action is Action.CLOSE:
@@ -645,7 +678,7 @@ class Connection:
             elif not self._receive_data(transport.recv_now):
                 break
         with self._send_lock:
-            self._watch(False)
+            self._cut("closed")  # Wakes who still waits in send(), and closes the TCP connection for every copy of it.
             transport.close()
             self._transport = None
             ending = self._ending()

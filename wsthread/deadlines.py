@@ -38,7 +38,7 @@ class Deadlines:
 
     __slots__ = (
         "due", "latency", "last_pong", "_options", "_close_at", "_stuck_at", "_sent", "_idle_at", "_ping_at",
-        "_gone_at", "_seen", "_pinged_at", "_pings",
+        "_gone_at", "_seen", "_pinged_at", "_pings", "_answered",
     )
 
     def __init__(self, options: Options, now: float, first_ping: float = 1.0) -> None:
@@ -51,9 +51,10 @@ class Deadlines:
         self._idle_at = math.inf if options.read_timeout is None else now + options.read_timeout
         self._ping_at = math.inf if options.ping_interval is None else now + options.ping_interval * first_ping
         self._gone_at = math.inf  # When a sign of life must have come after the Ping, ...
-        self._seen = (0, 0)  # ... other bytes received and sent than these.
+        self._seen = (0, 0)  # ... other bytes received, or waiting and sent, than these.
         self._pinged_at = now
         self._pings = 0
+        self._answered = True  # Whether the last Ping got its Pong.
         self.due = 0.0
         self._update_due()
 
@@ -76,20 +77,22 @@ class Deadlines:
 
     def pong(self, now: float, payload: bytes) -> None:
         """A Pong came."""
-        if self._pings and payload == self.ping_payload and self._gone_at < math.inf:
+        if not self._answered and payload == self.ping_payload:
+            self._answered = True
             self.latency = now - self._pinged_at
             self.last_pong = now
             self._gone_at = math.inf
             self._update_due()
 
     def check(
-        self, now: float, *, received: int, sent: int, waiting: bool, idle_since: float | None,
+        self, now: float, *, received: int, unread: bool, sent: int, waiting: bool, idle_since: float | None,
     ) -> tuple[Action, str]:
         """Tell what is due.
 
         Args:
             now: the time.
             received: bytes received so far.
+            unread: whether more came that nobody has read yet, because the application works.
             sent: bytes that left the outbox so far.
             waiting: whether something waits in the outbox.
             idle_since: since when the application waits for a message; None while it works.
@@ -99,17 +102,20 @@ class Deadlines:
         """
         options = self._options
         action, reason = Action.NOTHING, ""
+        # A peer that takes what waits is alive, even if it gets to the Ping late. What the kernel took while nothing
+        # had to wait, such as the Ping itself, tells nothing about the peer.
+        alive = unread or received != self._seen[0] or (waiting and sent != self._seen[1])
         if now >= self._close_at:
             action, reason = Action.CUT, f"timeout of {options.close_timeout:g} s"
         elif now >= self._stuck_at and waiting and sent == self._sent:
             action, reason = Action.CUT, f"the peer took nothing for {options.write_timeout:g} s"
-        elif now >= self._gone_at and (received, sent) == self._seen:
+        elif now >= self._gone_at and not alive:
             action, reason = Action.CUT, f"no pong within {options.ping_timeout:g} s"
         elif self._close_at == math.inf:
             if self._is_idle(now, idle_since):
                 action, reason = Action.CLOSE, f"no message for {options.read_timeout:g} s"
             elif now >= self._ping_at:
-                self._note_ping(now, (received, sent))
+                self._note_ping(now, (received, sent), alive)
                 action = Action.PING
         self._note_check(now, sent, waiting)
         return action, reason
@@ -121,12 +127,14 @@ class Deadlines:
         self._idle_at = (now if idle_since is None else idle_since) + self._options.read_timeout
         return now >= self._idle_at
 
-    def _note_ping(self, now: float, seen: tuple[int, int]) -> None:
+    def _note_ping(self, now: float, seen: tuple[int, int], alive: bool) -> None:
         assert self._options.ping_interval is not None
         self._ping_at = now + self._options.ping_interval
         self._pinged_at = now
         self._pings += 1
-        if self._options.ping_timeout is not None:
+        self._answered = False
+        # With a ping_timeout longer than ping_interval, a Ping does not excuse that the one before got no answer.
+        if self._options.ping_timeout is not None and (alive or self._gone_at == math.inf):
             self._seen = seen
             self._gone_at = now + self._options.ping_timeout
 

@@ -87,7 +87,7 @@ class Housekeeper:
         next_check = time.monotonic() + self._tick
         while True:
             for key, _ in self._selector.select(max(0.0, next_check - time.monotonic())):
-                key.data()
+                _survive(key.data)
             now = time.monotonic()
             if now >= next_check:
                 self._check_all(now)
@@ -105,7 +105,11 @@ class Housekeeper:
         with self._lock:
             checked = list(self._checked)
         for one in checked:
-            try:
-                one.check(now)
-            except Exception:  # The thread has to live on; the bug has to be seen.
-                logger.exception("error while looking at deadlines")
+            _survive(one.check, now)
+
+
+def _survive(function: Callable[..., None], *args: float) -> None:
+    try:
+        function(*args)
+    except Exception:  # The thread has to live on; the bug has to be seen.
+        logger.exception("error in the housekeeper's thread")

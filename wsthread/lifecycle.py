@@ -1,7 +1,7 @@
 """The life of the process that managers live in: when it starts to stop, when it ends, when it forks.
 
 The WSGI server knows nothing of detached sockets, so nobody tells us that it stops. gunicorn's workers can be asked:
-their handler of SIGTERM is a method of the worker, whose ``alive`` turns false as soon as the worker begins to stop,
+their handlers of signals are methods of the worker, whose ``alive`` turns false as soon as the worker begins to stop,
 for whatever reason. Everywhere else, and after that, ``atexit`` is the last call.
 
 Managers enter with their first connection. All of it is per process: a child of a fork starts empty.
@@ -22,7 +22,9 @@ from .housekeeper import Housekeeper
 
 logger = logging.getLogger("wsthread")
 
-_MARGIN = 1.0  # Seconds that we leave to the server of its own time for stopping.
+# Seconds that we leave to the server of its own time for stopping: gunicorn's workers may have said last that they
+# live 1 s before they began to stop, and connections that had to be cut need a moment too.
+_MARGIN = 2.0
 
 
 class Inhabitant(Protocol):
@@ -31,8 +33,8 @@ class Inhabitant(Protocol):
     def check(self, now: float) -> None:
         """Do what is due."""
 
-    def begin_shutdown(self) -> None:
-        """Refuse new connections and start to close those there are."""
+    def begin_shutdown(self) -> float:
+        """Refuse new connections and start to close those there are; return when that began, in monotonic seconds."""
 
     def finish_shutdown(self, timeout: float) -> None:
         """Wait until they are gone, ``timeout`` seconds at most."""
@@ -108,25 +110,28 @@ def is_stopping() -> bool:
 
 
 def time_to_stop(wanted: float) -> float:
-    """Return how many seconds stopping may take, so that the server does not have to kill the process."""
+    """Return how many seconds stopping may take from its beginning, so that the server does not kill the process."""
     cfg = getattr(_gunicorn_worker(), "cfg", None)
     limits: list[float | None] = [getattr(cfg, name, None) for name in ("graceful_timeout", "timeout")]
-    return min([wanted, *(max(limit - _MARGIN, _MARGIN) for limit in limits if limit)])
+    return min([wanted, *(max(limit - _MARGIN, limit / 4) for limit in limits if limit)])
 
 
 def _gunicorn_worker() -> object:
-    handler = signal.getsignal(signal.SIGTERM)
-    return getattr(handler, "__self__", None)
+    # An application may have put its own handler of a signal before gunicorn's, seldom of all of them.
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT):
+        worker: object = getattr(signal.getsignal(number), "__self__", None)
+        if hasattr(worker, "alive"):
+            return worker
+    return None
 
 
 def _shut_down_all() -> None:
     with _lock:
         managers = list(_managers)
+    # It may have begun long ago, while the server waited for a request to end.
+    deadlines = [manager.begin_shutdown() + time_to_stop(manager.shutdown_timeout) for manager in managers]
     for manager in managers:
-        manager.begin_shutdown()
-    deadline = time.monotonic() + max((time_to_stop(manager.shutdown_timeout) for manager in managers), default=0.0)
-    for manager in managers:
-        manager.finish_shutdown(max(0.0, deadline - time.monotonic()))
+        manager.finish_shutdown(max(0.0, max(deadlines) - time.monotonic()))
 
 
 def _reset_all() -> None:

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from .registry import Registry
 
 logger = logging.getLogger("wsthread")
 
-_LAST_WAIT = 1.0  # Seconds for the threads of connections that had to be cut.
+_LAST_WAIT = 0.5  # Seconds for the threads of connections that had to be cut.
 
 
 class Broadcast(NamedTuple):
@@ -126,14 +126,16 @@ class Manager:
     def _reset(self) -> None:
         """Begin without connections, as at construction and in the child of a fork."""
         self._registry: Registry[Connection] = Registry()
-        self._lock = threading.Lock()  # Guards everything below.
+        self._lock = threading.Lock()  # Guards everything below, and who enters and leaves the registry.
         self._closing: Close | None = None  # What shutdown says to the connections; None as long as there is none.
+        self._closing_since = 0.0  # In monotonic seconds.
         self._to_close: deque[tuple[float, Connection]] = deque()  # When to say it, in monotonic seconds.
         self._accepted = 0
         self._slow = 0
         self._refused: Counter[str] = Counter()
         self._close_codes: Counter[int] = Counter()
         self._finished = Totals()
+        self._ending = threading.local()  # Whether the calling thread is in an on_close.
 
     # What an application asks
 
@@ -150,7 +152,11 @@ class Manager:
         return self._registry.get(id)
 
     def broadcast(
-        self, payload: Payload, *, to: str | Iterable[str] | None = None, exclude: Collection[Connection] = (),
+        self,
+        payload: Payload,
+        *,
+        to: str | Iterable[str] | None = None,
+        exclude: Connection | Iterable[Connection] = (),
     ) -> Broadcast:
         """Send a message to many connections. Any thread may call it, a Flask view as well as a callback.
 
@@ -160,7 +166,7 @@ class Manager:
         Args:
             payload: a str goes as text; bytes, bytearray or memoryview go as binary.
             to: a group or several; a connection in more than one gets it once. None for every connection.
-            exclude: connections that do not get it.
+            exclude: a connection or several that do not get it.
 
         Returns:
             How many got it, and how many did not.
@@ -170,22 +176,28 @@ class Manager:
         """
         message = PreparedMessage(payload)
         groups = [to] if isinstance(to, str) else to
-        left_out = set(exclude)
+        left_out = {exclude} if isinstance(exclude, Connection) else set(exclude)
         outcomes = Counter(
             self._post(conn, message) for conn in self._registry.snapshot(groups) if conn not in left_out)
         return Broadcast(outcomes[Posted.SENT], outcomes[Posted.QUEUED], outcomes[Posted.DROPPED], outcomes[None])
 
     def _post(self, conn: Connection, message: PreparedMessage) -> Posted | None:
         try:
-            posted, newly_slow = conn.post(message)
+            while True:
+                posted, newly_slow = conn.post(message)
+                if newly_slow:
+                    self._note_slow(conn)
+                if posted is not Posted.FULL:
+                    return posted
+                conn.wait_progress()
         except (ConnectionClosed, TimeoutError):
             return None
-        if newly_slow:
-            logger.warning("%s: the peer is too slow", conn)
-            with self._lock:
-                self._slow += 1
-            self._guard(conn, self.report_slow)
-        return posted
+
+    def _note_slow(self, conn: Connection) -> None:
+        logger.warning("%s: the peer is too slow, %d bytes wait (%s)", conn, conn.queued_bytes, self.options.overflow)
+        with self._lock:
+            self._slow += 1
+        self._guard(conn, self.report_slow)
 
     def close_where(
         self, predicate: Callable[[Connection], bool], code: int = CloseCode.NORMAL_CLOSURE, reason: str = "",
@@ -205,6 +217,7 @@ class Manager:
         Raises:
             ValueError: the code may not be sent or the reason is too long.
         """
+        encode_close(Close(code, reason))  # A wrong call is wrong even when nobody is chosen.
         chosen = [conn for conn in self._registry.snapshot() if predicate(conn)]
         for conn in chosen:
             conn.close(code, reason)
@@ -212,8 +225,8 @@ class Manager:
 
     def stats(self) -> dict[str, Any]:
         """Return numbers for the operator, fit for JSON. Counts are since the process began. Any thread may call it."""
-        connections = self._registry.snapshot()
         with self._lock:
+            connections = self._registry.snapshot()
             finished, refused, codes = self._finished, dict(self._refused), dict(self._close_codes)
             accepted, slow = self._accepted, self._slow
         totals = Totals(*map(sum, zip(finished, *(conn.totals() for conn in connections))))
@@ -256,7 +269,7 @@ class Manager:
             spread: seconds over which the Closes are spread; None for the manager's ``shutdown_spread``.
 
         Returns:
-            Whether all connections have ended, but for the one in whose callback it may be called.
+            Whether all connections have ended, but for those in whose callbacks it is called.
 
         Raises:
             ValueError: the code may not be sent or the reason is too long.
@@ -302,7 +315,7 @@ class Manager:
             conn = Connection(
                 request, options, housekeeper, self._registry, subprotocol=subprotocol, agreement=agreement)
             threading.Thread(target=self._run, args=(conn, address), name=f"wsthread-{conn.id}", daemon=True).start()
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             self._registry.dismiss(address)
             raise _overload(f"no thread can be started ({error})") from error
         return conn
@@ -318,13 +331,13 @@ class Manager:
         registry = self._registry
         try:
             if conn.wait_opened():
-                registry.add(conn.id, conn)
                 self._live(conn)
         finally:
             registry.dismiss(address)
 
     def _live(self, conn: Connection) -> None:
         with self._lock:
+            self._registry.add(conn.id, conn)
             self._accepted += 1
             closing = self._closing
         try:
@@ -335,13 +348,14 @@ class Manager:
             try:
                 conn.finish()
             finally:
-                self._registry.remove(conn.id)
                 self._note_end(conn)
+                self._ending.here = True
                 self._guard(conn, self.report_close)
 
     def _note_end(self, conn: Connection) -> None:
         totals = conn.totals()
         with self._lock:
+            self._registry.remove(conn.id)
             self._finished = Totals(*map(sum, zip(self._finished, totals)))
             self._close_codes[conn.close_code or 0] += 1
         logger.info(
@@ -380,30 +394,35 @@ class Manager:
             if conn.due <= now:
                 conn.check(now)
 
-    def begin_shutdown(self) -> None:
-        """Refuse new connections and start to close those there are, as this manager was told to."""
-        self._begin_shutdown(Close(self._shutdown_code), self._shutdown_spread)
+    def begin_shutdown(self) -> float:
+        """Refuse new connections and start to close those there are, as this manager was told to.
+
+        Returns:
+            When that began, perhaps some time ago, in monotonic seconds.
+        """
+        return self._begin_shutdown(Close(self._shutdown_code), self._shutdown_spread)
 
     def finish_shutdown(self, timeout: float) -> None:
         """Wait until the connections are gone, ``timeout`` seconds at most."""
         self._wait_shutdown(timeout)
 
-    def _begin_shutdown(self, close: Close, spread: float) -> None:
+    def _begin_shutdown(self, close: Close, spread: float) -> float:
         encode_close(close)
         # What is spread leaves half of the time to the closing handshakes.
         spread = min(spread, lifecycle.time_to_stop(self.shutdown_timeout) / 2)
         with self._lock:
             if self._closing is not None:
-                return
+                return self._closing_since
             self._closing = close
+            self._closing_since = now = time.monotonic()
             connections = self._registry.snapshot()
-            now = time.monotonic()
             self._to_close.extend(
                 (now + spread * number / len(connections), conn) for number, conn in enumerate(connections))
         if connections:
             logger.info("shutdown: closing %d connections with %d over %g s", len(connections), close.code, spread)
         for conn in self._due_closes(now):
             conn.close(*close)
+        return now
 
     def _due_closes(self, now: float) -> list[Connection]:
         due = []
@@ -413,13 +432,13 @@ class Manager:
         return due
 
     def _wait_shutdown(self, timeout: float) -> bool:
-        own = sum(conn.is_own_thread() for conn in self._registry.snapshot())
-        if self._registry.wait_admitted(own, timeout):
+        own = getattr(self._ending, "here", False) or any(conn.is_own_thread() for conn in self._registry.snapshot())
+        if self._registry.wait_gone(own, timeout):
             return True
         for conn in self._registry.snapshot():
             if not conn.is_own_thread():
                 conn.terminate("no time is left for the closing handshake")
-        return self._registry.wait_admitted(own, _LAST_WAIT)
+        return self._registry.wait_gone(own, _LAST_WAIT)
 
     def reset_after_fork(self) -> None:
         """Forget the parent's connections, and close this process' copies of their sockets."""

@@ -18,8 +18,9 @@ class Registry(Generic[T]):
     """Members by id, and groups of them. Snapshots are in the order of arrival."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()  # Guards everything below; notified when someone is dismissed.
+        self._lock = threading.Condition()  # Guards everything below; notified when someone is dismissed or waits.
         self._admitted = 0
+        self._waiting = 0  # How many of these wait in wait_gone() themselves.
         self._addresses: dict[str, int] = {}
         self._members: dict[str, T] = {}
         self._groups: dict[str, dict[T, None]] = {}
@@ -54,10 +55,23 @@ class Registry(Generic[T]):
         with self._lock:
             return self._admitted
 
-    def wait_admitted(self, most: int, timeout: float) -> bool:
-        """Wait until no more than ``most`` are admitted, ``timeout`` seconds at most; tell whether that is so."""
+    def wait_gone(self, own: bool, timeout: float) -> bool:
+        """Wait until all who were admitted are dismissed, but for those whose threads wait here themselves.
+
+        Args:
+            own: whether the calling thread is of one of them.
+            timeout: seconds it may take at most.
+
+        Returns:
+            Whether that is so.
+        """
         with self._lock:
-            return self._lock.wait_for(lambda: self._admitted <= most, timeout)
+            self._waiting += own
+            self._lock.notify_all()
+            try:
+                return self._lock.wait_for(lambda: self._admitted <= self._waiting, timeout)
+            finally:
+                self._waiting -= own
 
     def add(self, key: str, member: T) -> None:
         """Add a member."""
@@ -113,7 +127,8 @@ class Registry(Generic[T]):
 
     def snapshot(self, groups: Iterable[str] | None = None) -> tuple[T, ...]:
         """Return the members of this moment, or those in at least one of the groups, each once."""
+        chosen = None if groups is None else list(groups)  # Foreign code, if it is a generator.
         with self._lock:
-            if groups is None:
+            if chosen is None:
                 return tuple(self._members.values())
-            return tuple({member: None for group in groups for member in self._groups.get(group, ())})
+            return tuple({member: None for group in chosen for member in self._groups.get(group, ())})

@@ -14,8 +14,10 @@ from collections.abc import Callable
 
 from .speedups import c
 
-# Bytes to read at once. In C memory is taken only when so many are there, in Python always.
+# Bytes to read at once. In Python a read holds its buffer while it waits, so wait with a small one and read on with a
+# large one when it was filled. In C memory is taken only when the bytes are there.
 RECV_SIZE = 1 << 16 if c is None else 1 << 18
+IDLE_RECV_SIZE = 1 << 10 if c is None else RECV_SIZE
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 

@@ -34,6 +34,14 @@ logger = logging.getLogger("wsthread")
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
 # What the server put into the environ for itself; a connection must not keep it alive.
 _SERVERS_OWN = ("wsgi.", "gunicorn.", "werkzeug.")
+# Servers build the names of the headers anew for each request; one copy does for all connections.
+_HEADERS = {name: name for name in (
+    "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT_LANGUAGE", "HTTP_AUTHORIZATION", "HTTP_CACHE_CONTROL",
+    "HTTP_CONNECTION", "HTTP_COOKIE", "HTTP_HOST", "HTTP_ORIGIN", "HTTP_PRAGMA", "HTTP_SEC_FETCH_DEST",
+    "HTTP_SEC_FETCH_MODE", "HTTP_SEC_FETCH_SITE", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_KEY",
+    "HTTP_SEC_WEBSOCKET_PROTOCOL", "HTTP_SEC_WEBSOCKET_VERSION", "HTTP_UPGRADE", "HTTP_USER_AGENT",
+    "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO", "HTTP_X_REAL_IP",
+)}
 
 
 class Upgrader:
@@ -174,7 +182,9 @@ class _Switch:
 
 def _snapshot(request: Request) -> Request:
     """Return a copy of a request that lives on without its server and its body."""
-    environ = {name: value for name, value in request.environ.items() if not name.startswith(_SERVERS_OWN)}
+    environ = {
+        _HEADERS.get(name, name): value
+        for name, value in request.environ.items() if not name.startswith(_SERVERS_OWN)}
     environ["wsgi.url_scheme"] = request.environ["wsgi.url_scheme"]
     environ["wsgi.input"] = io.BytesIO()
     snapshot = request.__class__(environ, populate_request=False)  # type() would be that of Flask's proxy.

@@ -1,0 +1,151 @@
+"""A WebSocket client on a bare socket, for what real clients never send or never show.
+
+Its frames are made by the ``websockets`` package, so that the tests do not compare wsthread with itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import socket
+import struct
+from email.message import Message
+from types import TracebackType
+
+from websockets.frames import Frame, Opcode
+
+TEXT, BINARY, CLOSE, PING, PONG = Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE, Opcode.PING, Opcode.PONG
+
+
+def frame(opcode: Opcode, payload: bytes | str = b"", fin: bool = True) -> bytes:
+    """Return a frame as a client sends it."""
+    octets = payload.encode() if isinstance(payload, str) else payload
+    return Frame(opcode, octets, fin).serialize(mask=True)
+
+
+def handshake(path: str, port: int | str, *headers: str, key: str = "dGhlIHNhbXBsZSBub25jZQ==") -> bytes:
+    """Return an opening handshake with more header lines; the default key is that of RFC 6455 1.3."""
+    lines = [
+        f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket", "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def ask(port: int, request: bytes) -> tuple[int, Message, str]:
+    """Send a request as it is and return the response: status, headers, body.
+
+    After that, a connection that the server did not announce to close has to serve the next request.
+    """
+    with RawClient(port) as client:
+        client.send(request)
+        response = http.client.HTTPResponse(client.socket)
+        response.begin()
+        found = response.status, response.headers, response.read().decode()
+        if not response.will_close:
+            client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv_head().startswith(b"HTTP/1.1 ")
+    return found
+
+
+def random_key() -> str:
+    """Return a Sec-WebSocket-Key."""
+    return base64.b64encode(os.urandom(16)).decode()
+
+
+class RawClient:
+    """A TCP connection to a server on this machine; nothing is sent by itself.
+
+    Args:
+        port: where the server listens.
+        timeout: seconds for each read or write.
+        receive_buffer: bytes the kernel may hold for us, None for its own choice.
+    """
+
+    def __init__(self, port: int, timeout: float = 10, receive_buffer: int | None = None) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(timeout)
+        if receive_buffer is not None:  # Counts only when set before connecting.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.connect(("127.0.0.1", port))
+        self.port = port
+        self._unread = bytearray()
+
+    def __enter__(self) -> RawClient:
+        return self
+
+    def __exit__(self, *exc: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        """Send bytes in one go."""
+        self.socket.sendall(data)
+
+    def recv(self, size: int) -> bytes:
+        """Return exactly so many bytes."""
+        while len(self._unread) < size:
+            self._fill()
+        data = bytes(self._unread[:size])
+        del self._unread[:size]
+        return data
+
+    def recv_head(self) -> bytes:
+        """Return a response up to its empty line."""
+        while b"\r\n\r\n" not in self._unread:
+            self._fill()
+        return self.recv(self._unread.index(b"\r\n\r\n") + 4)
+
+    def recv_response(self) -> tuple[int, str]:
+        """Return the status and the body of a response with a Content-Length."""
+        head = self.recv_head().decode().lower()
+        length = next(line.partition(":")[2] for line in head.splitlines() if line.startswith("content-length:"))
+        return int(head.split()[1]), self.recv(int(length)).decode()
+
+    def recv_frame(self) -> tuple[Opcode, bytes]:
+        """Return the opcode and the payload of an unfragmented frame."""
+        first, length = self.recv(2)
+        assert first & 0xf0 == 0x80 and length < 128, "fragmented, extended or masked"
+        if length >= 126:
+            size = 2 if length == 126 else 8
+            length = int.from_bytes(self.recv(size), "big")
+        return Opcode(first & 0xf), self.recv(length)
+
+    def recv_rest(self) -> bytes:
+        """Return everything up to EOF."""
+        while True:
+            try:
+                self._fill()
+            except EOFError:
+                return self.recv(len(self._unread))
+
+    def silent(self, seconds: float = 0.1) -> bool:
+        """Tell whether nothing at all comes for a while."""
+        if self._unread:
+            return False
+        before = self.socket.gettimeout()
+        self.socket.settimeout(seconds)
+        try:
+            self._fill()
+        except TimeoutError:
+            return True
+        finally:
+            self.socket.settimeout(before)
+        return False
+
+    def open(self, path: str = "/echo", *headers: str) -> RawClient:
+        """Do the opening handshake."""
+        self.send(handshake(path, self.port, *headers))
+        head = self.recv_head()
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        return self
+
+    def reset(self) -> None:
+        """End the connection with an RST."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def _fill(self) -> None:
+        data = self.socket.recv(1 << 18)
+        if not data:
+            raise EOFError("the server closed the connection")
+        self._unread += data
