@@ -202,7 +202,7 @@ class Inflater:
 
 
 def parse_extensions(value: str) -> list[Extension]:
-    """Read a Sec-WebSocket-Extensions header; what does not follow its grammar is left out (RFC 6455 9.1)."""
+    """Read a Sec-WebSocket-Extensions header (RFC 6455 9.1); whatever does not follow its grammar is never accepted."""
     extensions = []
     for part in _split_quoted(value, ","):
         name, *fields = (field.strip(" \t") for field in _split_quoted(part, ";"))

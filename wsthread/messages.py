@@ -163,8 +163,8 @@ class MessageReader:
 
 
 def _max_compressed_size(max_size: int) -> int:
-    # Data that does not compress grows by a few octets per block and per fragment; more is not worth reading.
-    return 2 * max_size + 1024
+    # Data that does not compress grows by some octets per block and per fragment; more is not worth reading.
+    return 8 * max_size + 1024
 
 
 def _decode(payload: bytes) -> str:

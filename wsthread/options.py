@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias, get_args
 #: What a broadcast does with a peer for which ``max_outbox_size`` bytes wait already.
 Overflow: TypeAlias = Literal["close", "drop_oldest", "drop_newest", "block"]
 
+_BYTES = frozenset({"max_message_size", "max_outbox_size"})
+_MOST_BYTES = 1 << 48  # More is no limit; say None.
 _MAY_BE_NONE = frozenset({
     "max_message_size", "max_message_rate", "max_connections", "max_connections_per_address",
     "read_timeout", "write_timeout", "ping_interval", "ping_timeout",
@@ -45,6 +47,8 @@ class Options:
                     raise ValueError(f"{name} must be a number")
             elif isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"{name} is {value!r}, it must be a number greater than 0")
+            elif name in _BYTES and not (isinstance(value, int) and value <= _MOST_BYTES):
+                raise ValueError(f"{name} is {value!r}, it must be a number of bytes")
 
     def shortest_deadline(self) -> float:
         """Return the shortest time that a connection is given for anything, in seconds."""
