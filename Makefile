@@ -8,8 +8,8 @@ BIN := .venv/bin
 
 help:
 	@echo "make run          serve the chat example on port $(PORT)"
-	@echo "make test         run the tests that need nothing but Python"
-	@echo "make integration  run all tests, also those with Chromium and Node.js where they are installed"
+	@echo "make test         run the tests; those with Chromium or Node.js only where these are installed"
+	@echo "make integration  run the tests that take longer"
 	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
 	@echo "make style types  check the code's style and its types"
 	@echo "make cover        run the tests of the modules without I/O and show their coverage"
@@ -27,7 +27,7 @@ test: .venv/.test
 
 NODE_MODULES := tests/node/node_modules/.package-lock.json
 integration: .venv/.dev $(if $(shell command -v npm),$(NODE_MODULES))
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m slow
 
 # It may fail, without a network: the tests that need the modules say so then and are skipped.
 $(NODE_MODULES): tests/node/package.json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 import threading
@@ -122,11 +123,15 @@ def push() -> str:
 @app.route("/stats")
 def stats() -> Response:
     """Tell what the tests compare, the connection counter of gunicorn's gthread worker included."""
-    workers = [found for found in gc.get_objects() if type(found).__name__ == "ThreadWorker"]
     return jsonify(
         connected=connected,
         closed=closed,
         open=len(manager.connections),
         threads=threading.active_count(),
-        nr_conns=workers[0].nr_conns if workers else None,
+        nr_conns=getattr(gthread_worker(), "nr_conns", None),
     )
+
+
+@functools.cache
+def gthread_worker() -> object:
+    return next((found for found in gc.get_objects() if type(found).__name__ == "ThreadWorker"), None)

@@ -1,0 +1,141 @@
+"""Runs the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask, and prints a table.
+
+``make matrix`` runs all of :data:`ROWS`, ``make matrix VERSIONS=ends`` the oldest and the newest one. Each row gets
+an environment of its own below build/matrix, which is made anew only when its requirements change.
+
+The tests are the same for all versions. What a version cannot do is in :data:`CANNOT`: the tests for it are left
+out there, and the table says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import venv
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "matrix"
+TESTS = ["tests/test_servers.py", "tests/test_flask.py", "tests/test_interop.py", "tests/test_deploy.py"]
+TOOLS = ["pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8", "websockets>=13"]
+ROW_TIMEOUT = 900  # Seconds.
+
+
+class Row(NamedTuple):
+    """Versions that are tested together."""
+
+    gunicorn: str
+    werkzeug: str
+    flask: str
+
+    @property
+    def directory(self) -> Path:
+        python = "{}.{}".format(*sys.version_info)
+        return BUILD / "-".join([python, *(version.replace(".*", "").lstrip(">=") for version in self)])
+
+    def requirements(self) -> list[str]:
+        lines = [
+            f"{name}{'' if version.startswith('>') else '=='}{version}"
+            for name, version in zip(("gunicorn", "Werkzeug", "Flask"), self)]
+        if self.gunicorn.startswith("20."):
+            lines.append("setuptools<81")  # gunicorn 20 imports pkg_resources, which is part of it until then.
+        return [*lines, *TOOLS]
+
+
+# Versions as people have them together, the newest gunicorn with each Werkzeug, and the newest of all last. A gunicorn
+# is a row of its own because each of them treats a connection after the response in its own way.
+ROWS = [
+    Row("20.1.*", "2.3.*", "2.3.*"),
+    Row("21.2.*", "2.3.*", "2.3.*"),
+    Row("22.0.*", "3.0.*", "3.0.*"),
+    Row("23.0.*", "3.0.*", "3.0.*"),
+    Row("24.1.*", "3.1.*", "3.1.*"),
+    Row("25.*", "3.1.*", "3.1.*"),
+    Row("26.*", "3.1.*", "3.1.*"),
+    Row("27.*", "2.3.*", "2.3.*"),
+    Row("27.*", "3.0.*", "3.0.*"),
+    Row("20.1.*", ">=3.1", ">=3.1"),
+    Row(">=27", ">=3.1", ">=3.1"),
+]
+
+_PIPELINING = {
+    "test_upgrade_behind_pipelined_requests":
+        "gthread forgets requests that it has read together with another one, plain HTTP as well",
+}
+#: What gunicorn versions, by how their names begin, cannot do: the test's name and why.
+CANNOT = {f"{major}.": _PIPELINING for major in range(20, 27)}
+
+
+def prepare(row: Row) -> Path:
+    """Return the Python of a row's environment; make it unless it is there with the same requirements."""
+    python = row.directory / "bin" / "python"
+    stamp = row.directory / "requirements.txt"
+    wanted = "\n".join(row.requirements()) + "\n"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        venv.create(row.directory, clear=True, with_pip=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *row.requirements(),
+             "--editable", ROOT], check=True, timeout=ROW_TIMEOUT)
+        stamp.write_text(wanted)
+    return python
+
+
+def versions(python: Path) -> list[str]:
+    """Return what is really installed."""
+    code = "from importlib.metadata import version as v; print(v('gunicorn'), v('Werkzeug'), v('Flask'))"
+    found = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+    return found.split()
+
+
+def run(row: Row, options: list[str]) -> tuple[bool, list[str]]:
+    """Run the tests of a row; return whether all was well, and its line of the table."""
+    python = prepare(row)
+    installed = versions(python)
+    print(f"gunicorn {installed[0]}, Werkzeug {installed[1]}, Flask {installed[2]}", flush=True)
+    cannot = next((tests for version, tests in CANNOT.items() if installed[0].startswith(version)), {})
+    report, output = row.directory / "report.xml", row.directory / "output.txt"
+    report.unlink(missing_ok=True)
+    begun = time.monotonic()
+    with output.open("w") as log:
+        # The clients are the same in every row, so one of them in Node.js would tell nothing new.
+        done = subprocess.run(
+            [python, "-m", "pytest", "-q", *TESTS, f"--junitxml={report}",
+             "-k", " and ".join(f"not {name}" for name in ["test_node", *cannot]), *options],
+            cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=ROW_TIMEOUT)
+    seconds = time.monotonic() - begun
+    if done.returncode:
+        print("".join(line for line in output.open() if line.startswith(("FAILED", "ERROR", "E   "))), end="")
+        print(f"all of it is in {output.relative_to(ROOT)}", flush=True)
+    counts = ["?"] * 3
+    if report.exists():
+        suite = next(xml.etree.ElementTree.parse(report).getroot().iter("testsuite"))
+        total, failed, errors, skipped = (
+            int(suite.get(name, "0")) for name in ("tests", "failures", "errors", "skipped"))
+        counts = [str(total - failed - errors - skipped), str(failed + errors), str(skipped)]
+    remarks = "; ".join(f"without {name}: {why}" for name, why in cannot.items())
+    return done.returncode == 0, [*installed, *counts, f"{seconds:.0f}", remarks]
+
+
+def main() -> int:
+    """Run the rows and print the table; return 1 when a test failed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("rows", choices=["all", "ends"], help="all of them, or the oldest and the newest")
+    parser.add_argument("options", nargs="*", help="options for pytest, behind --")
+    arguments = parser.parse_args()
+    rows = ROWS if arguments.rows == "all" else [ROWS[0], ROWS[-1]]
+    results = [run(row, arguments.options) for row in rows]
+    table = [["gunicorn", "Werkzeug", "Flask", "passed", "failed", "skipped", "seconds", ""]]
+    table += [line for _, line in results]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    print(f"\nPython {sys.version.split()[0]}")
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+    return 0 if all(well for well, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
