@@ -28,6 +28,7 @@ from werkzeug.wrappers import Request
 from wsthread import (
     Connection, ConnectionClosed, HandshakeError, ListenableManager, Manager, Opcode, SimpleManager, State, Upgrader,
 )
+from wsthread.speedups import c
 
 __all__ = ["connect"]
 
@@ -88,7 +89,7 @@ def test_limits_on_a_server(options: str) -> None:
                 stats = server.stats()
         assert list(stats["refused"].values()) == [2]
         assert next(iter(stats["refused"])).startswith(f"{status} ")
-        assert server.log().count("refused handshake: GET /ws from 127.0.0.1: ") == 2
+        assert server.log().count("refused handshake: 'GET' '/ws' from '127.0.0.1': ") == 2
         assert server.errors() == []
 
 
@@ -225,7 +226,7 @@ def test_few_file_descriptors() -> None:
                 client.socket.close()
                 refused += 1
             assert 40 <= len(clients) < 128
-            lines = [line for line in server.log().splitlines() if line.startswith("refused handshake: GET /ws from")]
+            lines = [line for line in server.log().splitlines() if line.startswith("refused handshake: 'GET' '/ws'")]
             assert len(lines) == 6
             assert all("of 128 file descriptors are in use. Raise the limit for open files" in line for line in lines)
             for _ in range(10):
@@ -546,7 +547,7 @@ def test_stats(connect: Connect) -> None:
     manager = recorder.manager
     assert manager.stats() == {
         "connections": {"open": 0, "closing": 0}, "threads": 0, "accepted": 0, "refused": {}, "closed": {}, "slow": 0,
-        "queued_bytes": 0, "messages_received": 0, "messages_sent": 0, "messages_dropped": 0, "bytes_received": 0,
+        "speedups": c is not None, "queued_bytes": 0, "messages_received": 0, "messages_sent": 0, "messages_dropped": 0, "bytes_received": 0,
         "bytes_sent": 0,
     }
     (ada, ada_peer), (bob, bob_peer) = open_all(manager, connect, 2)
@@ -622,7 +623,7 @@ def test_dump(connect: Connect) -> None:
     title, *lines = recorder.manager.dump().splitlines()
     assert title == "2 connections"
     by_id = {line.split()[0]: line for line in lines}
-    assert " WebSocket 127.0.0.1 /ws OPEN, open for 0." in by_id[busy.id]
+    assert " WebSocket 127.0.0.1 '/ws' OPEN, open for 0." in by_id[busy.id]
     assert ", in on_message for 0." in by_id[busy.id]
     assert ", no pong yet, groups: blue, red" in by_id[busy.id]
     assert ", waiting for a message for 0." in by_id[idle.id]
@@ -652,7 +653,7 @@ def test_the_line_in_the_log_for_each_end(connect: Connect, caplog: pytest.LogCa
     recorder.wait_closed()
     lines = [record.getMessage() for record in caplog.records if "/logged" in record.getMessage()]
     assert len(lines) == 1
-    assert lines[0].startswith("WebSocket 127.0.0.1 /logged: closed with 4321 'bye' after 0.")
+    assert lines[0].startswith("WebSocket 127.0.0.1 '/logged': closed with 4321 'bye' after 0.")
     assert lines[0].endswith(" s; 1 messages of 22 bytes in, 1 of 8 out, 0 dropped")
 
 
