@@ -43,15 +43,21 @@ class Client:
         self.closed_at = 0.0
         self.ended = False
         self.reset = False
-        self.socket.connect((uri.host, uri.port))
+        try:
+            self.socket.connect((uri.host, uri.port))
+            self._open()
+        except BaseException:
+            self.socket.close()
+            raise
+        self.socket.setblocking(False)
+
+    def _open(self) -> None:
         self._protocol.send_request(self._protocol.connect())
         self._flush()
         while self._protocol.state.name == "CONNECTING":
             self.read()
             if self.ended or self._protocol.handshake_exc:
-                self.socket.close()
                 raise ConnectionRefusedError(f"no 101: {self._protocol.handshake_exc or 'EOF'}")
-        self.socket.setblocking(False)
 
     def send(self, text: str) -> None:
         """Send a text message."""

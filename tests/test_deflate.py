@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -80,11 +79,10 @@ def test_parse_extensions(header: str, extensions: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("header", ['a; x="' + "y" * 800_000, "y" * 800_000, "a; x, " * 130_000, "a;" * 400_000])
+@pytest.mark.timeout(60)
 def test_parse_extensions_in_linear_time(header: str) -> None:
     """Servers join repeated headers, so that even one that limits each to 8 KiB may pass on almost a megabyte."""
-    start = time.perf_counter()
     parse_extensions(header)
-    assert time.perf_counter() - start < 5
 
 
 # Offers and answers: options of the server, the header, the answer or None.

@@ -7,7 +7,5 @@ from typing import Any
 
 
 def pre_exec(master: Any) -> None:
-    """Change the command; gunicorn would run its ``__main__.py`` as a file, before whose modules ``http`` is not
-    that of the standard library.
-    """
+    """Change the command: run as a file, ``gunicorn/__main__.py`` finds its ``http`` before the standard library's."""
     master.START_CTX["args"] = [sys.executable, "-m", "gunicorn", *sys.argv[1:]]
