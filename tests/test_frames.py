@@ -341,3 +341,14 @@ def test_junk(data: bytes, places: list[int], masked: bool, rsv1_allowed: bool) 
     for chunks in by_octets(data), at(data, places):
         others, other = parse(chunks, **options)
         assert (joined(others), repr(other)) == (joined(frames), repr(error))
+
+
+def test_has_input() -> None:
+    """It tells whether bytes are left."""
+    parser = FrameParser()
+    assert not parser.has_input
+    parser.feed(client_frame(Opcode.PING, b"a") + b"\x89")
+    parser.next_frame()
+    assert parser.has_input
+    assert parser.next_frame() is None
+    assert parser.has_input

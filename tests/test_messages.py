@@ -485,3 +485,12 @@ def test_masks_change_within_a_message() -> None:
         client_frame(CONTINUATION if i else BINARY, b"abcdefg", fin=i == 2, mask=key) for i, key in enumerate(keys))
     for chunks in whole(data), by_octets(data):
         assert read(chunks) == ([(BINARY, b"abcdefg" * 3)], None)
+
+
+def test_has_input() -> None:
+    """It tells whether bytes are left."""
+    reader = MessageReader()
+    reader.feed(client_frame(Opcode.TEXT, b"a") * 2)
+    for left in True, False:
+        assert reader.next_message() == (Opcode.TEXT, "a")
+        assert reader.has_input is left

@@ -366,3 +366,19 @@ def test_compressed_round_trip(texts: list[str], takeover: bool, places: list[in
     data = b"".join(client_frame(TEXT, deflated(text.encode()), rsv=RSV1) for text in texts)
     protocol = Protocol(agreement=agreed(client_context_takeover=takeover))
     assert receive(protocol, *at(data, places)) == ([(TEXT, text) for text in texts], None)
+
+
+def test_has_input() -> None:
+    """It tells whether more may have come with an event, and never that there is more than there is."""
+    protocol = Protocol()
+    assert not protocol.has_input
+    protocol.receive_data(client_frame(TEXT, b"one") + client_frame(TEXT, b"two")[:3])
+    assert protocol.has_input
+    assert protocol.next_event() == (TEXT, "one")
+    assert protocol.has_input
+    protocol.receive_data(client_frame(TEXT, b"two")[3:])
+    assert protocol.next_event() == (TEXT, "two")
+    assert not protocol.has_input
+    protocol.receive_data(client_frame(Opcode.CLOSE) + b"more")
+    protocol.next_event()
+    assert not protocol.has_input
