@@ -10,6 +10,7 @@ import time
 import pytest
 from peer import TIMEOUT, Connect, Peer, Recorder, connect, run_handler
 from servers import wait_until
+from wire import client_frame
 
 from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, State
 
@@ -45,8 +46,6 @@ def test_what_a_connection_knows(connect: Connect) -> None:
 
 
 def test_bytes_read_with_the_handshake_are_messages(connect: Connect) -> None:
-    from wire import client_frame
-
     recorder = Recorder()
     unread = client_frame(Opcode.TEXT, b"early") + client_frame(Opcode.TEXT, b"late")
     _, peer = connect(recorder.manager, unread=unread[:-2])
@@ -104,6 +103,49 @@ def test_send_refuses_other_types(connect: Connect) -> None:
         conn.send(1)  # type: ignore[arg-type]
     conn.send(bytearray(b"still fine"))
     assert peer.read() == (Opcode.BINARY, b"still fine")
+
+
+# Replies to messages that came together
+
+
+def test_replies_leave_together(connect: Connect) -> None:
+    recorder = Recorder()
+    recorder.manager.on_message = lambda conn, opcode, payload: conn.send(payload)
+    conn, peer = connect(recorder.manager)
+    assert conn._transport is not None
+    writes: list[int] = []
+    send = conn._transport.send
+    conn._transport.send = lambda data: writes.append(len(data)) or send(data)  # type: ignore[func-returns-value]
+    peer.socket.sendall(b"".join(client_frame(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)))
+    assert [peer.read() for _ in range(20)] == [(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)]
+    # The last reply leaves with those before it; the housekeeper may have sent some of them on a slow machine.
+    assert len(writes) < 10
+
+
+def test_a_reply_does_not_wait_for_the_next_message(connect: Connect) -> None:
+    recorder = Recorder()
+    read = threading.Event()
+
+    def reply(conn: Connection, opcode: Opcode, payload: str) -> None:
+        conn.send(payload)
+        assert read.wait(TIMEOUT)
+
+    recorder.manager.on_message = reply
+    _, peer = connect(recorder.manager)
+    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") + client_frame(Opcode.TEXT, b"b"))
+    assert peer.read() == (Opcode.TEXT, b"a")
+    read.set()
+    assert peer.read() == (Opcode.TEXT, b"b")
+    assert recorder.errors == []
+
+
+def test_replies_before_a_violation_leave_before_the_close(connect: Connect) -> None:
+    recorder = Recorder()
+    recorder.manager.on_message = lambda conn, opcode, payload: conn.send(payload)
+    _, peer = connect(recorder.manager)
+    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") * 3 + b"\x83\x80\0\0\0\0")
+    assert [peer.read() for _ in range(3)] == [(Opcode.TEXT, b"a")] * 3
+    assert peer.read_close() == 1002
 
 
 # The end. Each row of RFC 6455 7 gives one on_close with its code and reason.
