@@ -120,12 +120,12 @@ def test_http_goes_on_beside_many_websockets(server: Server) -> None:
 
 def test_connection_counter() -> None:
     """gunicorn accepts no more connections when it counts too many of them."""
-    with serve("gthread", "apps.echo:app", "--keep-alive", "60") as server:
-        keep_alive = [RawClient(server.port) for _ in range(3)]
+    with serve("gthread", "apps.echo:app", "--keep-alive", "60") as server, contextlib.ExitStack() as stack:
+        keep_alive = [stack.enter_context(RawClient(server.port)) for _ in range(3)]
         for http_client in keep_alive:
             http_client.send(GET)
             assert http_client.recv_response() == (200, "plain HTTP")
-        clients = [RawClient(server.port).open() for _ in range(20)]
+        clients = [stack.enter_context(RawClient(server.port)).open() for _ in range(20)]
         # The slots of the upgrades are given back by the worker's main loop, which may come a moment later.
         wait_until(lambda: server.stats()["nr_conns"] == 4)
         for client in clients:
