@@ -62,17 +62,13 @@ ROWS = [
     Row(">=27", ">=3.1", ">=3.1"),
 ]
 
+# What is left out, as an expression of pytest's -k, and why.
 _PIPELINING = {
     "test_upgrade_behind_pipelined_requests":
         "gthread forgets requests that it has read together with another one, plain HTTP as well",
 }
-# What is left out, as an expression of pytest's -k, and why.
-_ACCESS_LINE = {
-    "(test_stacks and gthread and (flask_debugged or flask_timed or everything))":
-        "no access line for an upgrade behind a middleware that closes the response before the server's last write",
-}
 #: What gunicorn versions, by how their names begin, cannot do.
-CANNOT = {"20.": {**_PIPELINING, **_ACCESS_LINE}, **{f"{major}.": _PIPELINING for major in range(21, 27)}}
+CANNOT = {f"{major}.": _PIPELINING for major in range(20, 27)}
 
 
 def prepare(row: Row) -> Path:

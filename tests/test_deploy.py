@@ -133,7 +133,16 @@ def established(process: int, port: int) -> set[str]:
         local, state, inode = fields[1], fields[3], fields[9]
         if local.endswith(f":{port:04X}") and state == "01":
             found.add(f"socket:[{inode}]")
-    return {os.readlink(entry.path) for entry in os.scandir(f"/proc/{process}/fd")} & found
+    return open_files(process) & found
+
+
+def open_files(process: int) -> set[str]:
+    """Return what the file descriptors of a process are open on."""
+    files = set()
+    for number in os.listdir(f"/proc/{process}/fd"):
+        with suppress(FileNotFoundError):  # Closed meanwhile.
+            files.add(os.readlink(f"/proc/{process}/fd/{number}"))
+    return files
 
 
 def assert_successor_serves(server: Server, process: int) -> None:

@@ -162,8 +162,10 @@ class _Switch:
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
         conn.open(Transport(detached.socket), data, detached.unread)
-        # Without headers, because some servers take exception to hop-by-hop ones; nobody reads them anyway.
-        return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", []
+        # Nobody reads these headers, and some servers take exception to hop-by-hop ones. The length keeps gunicorn 20
+        # from writing a last chunk, which may come after close() and then breaks on the dummy, before the access line.
+        ignored = [("Content-Length", "0")]
+        return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", ignored
 
     @staticmethod
     def _detach(environ: dict[str, Any], conn: Connection) -> Detached:
