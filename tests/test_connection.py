@@ -115,7 +115,8 @@ def test_replies_leave_together(connect: Connect) -> None:
     assert conn._transport is not None
     writes: list[int] = []
     send = conn._transport.send
-    conn._transport.send = lambda data: writes.append(len(data)) or send(data)  # type: ignore[func-returns-value]
+    conn._transport.send = lambda data, flags: (  # type: ignore[func-returns-value]
+        writes.append(len(data)) or send(data, flags))
     peer.socket.sendall(b"".join(client_frame(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)))
     assert [peer.read() for _ in range(20)] == [(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)]
     # The last reply leaves with those before it; the housekeeper may have sent some of them on a slow machine.

@@ -18,7 +18,7 @@ class Kernel:
         self.room = room
         self.taken = b""
 
-    def send(self, data: bytes | memoryview) -> int:
+    def send(self, data: bytes | memoryview, flags: int) -> int:
         """Take what there is room for."""
         part = bytes(data[:self.room])
         self.room -= len(part)
@@ -158,7 +158,7 @@ def test_an_error_while_sending_leaves_the_rest_in_place() -> None:
     outbox, kernel = Outbox(), Kernel()
     fill(outbox, kernel, (b"aaa", True))
 
-    def broken(data: bytes | memoryview) -> int:
+    def broken(data: bytes | memoryview, flags: int) -> int:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):

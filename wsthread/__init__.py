@@ -1,6 +1,6 @@
 """WebSockets for the WSGI applications people already run (RFC 6455)."""
 
-from .connection import Connection, State
+from .connection import Connection
 from .deflate import Deflate
 from .exceptions import (
     ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
@@ -9,6 +9,7 @@ from .frames import CloseCode, Opcode
 from .lifecycle import dump_on_signal
 from .listenable import ListenableManager
 from .manager import Broadcast, Manager, SimpleManager
+from .sending import State
 from .upgrader import Upgrader
 
 __version__ = "0.1.0"

@@ -15,7 +15,9 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { SMALL = 4096 };  /* Bytes that are read or written in one go, without giving up anything for it. */
+enum { SMALL = 4096 };  /* Bytes that are not worth giving up the GIL for, or a block of memory. */
+enum { FIRST = 1088 };  /* Bytes of a first read: on the stack, of which each thread should touch few pages. */
+enum { BATCH = 64 };  /* Messages that are made at once; more would only wait in memory. */
 
 #ifdef Py_GIL_DISABLED
 #define GATED_RESTORE(save) PyEval_RestoreThread(save)
@@ -73,76 +75,165 @@ static PyObject *mask(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
     return result;
 }
 
-/* The octets of a TEXT message, or NULL without an error set when they are not UTF-8: Python tells that better. */
-static PyObject *decode(const uint8_t *octets, Py_ssize_t size)
+static PyObject *mask_in_place(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    PyObject *text = PyUnicode_DecodeUTF8((const char *)octets, size, NULL);
+    if (nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "mask_in_place(octets, key)");
+        return NULL;
+    }
+    char *key;
+    Py_ssize_t key_size;
+    if (PyBytes_AsStringAndSize(args[1], &key, &key_size) < 0)
+        return NULL;
+    if (key_size != 4) {
+        PyErr_SetString(PyExc_ValueError, "a masking key has 4 bytes");
+        return NULL;
+    }
+    Py_buffer octets;
+    if (PyObject_GetBuffer(args[0], &octets, PyBUF_WRITABLE) < 0)
+        return NULL;
+    xor_mask(octets.buf, octets.buf, octets.len, (uint8_t *)key);
+    PyBuffer_Release(&octets);
+    Py_RETURN_NONE;
+}
+
+/* A whole, valid, masked, unfragmented and uncompressed TEXT or BINARY frame. */
+typedef struct {
+    const uint8_t *key, *octets;
+    Py_ssize_t length;
+} whole_frame;
+
+static int find_frame(const uint8_t *at, Py_ssize_t available, Py_ssize_t max_size, whole_frame *found)
+{
+    if (available < 6 || (at[0] != 0x81 && at[0] != 0x82) || !(at[1] & 0x80))  /* FIN, nothing reserved; masked. */
+        return 0;
+    Py_ssize_t length = at[1] & 0x7f, header = 6;
+    if (length == 126) {
+        if (available < 8)
+            return 0;
+        length = at[2] << 8 | at[3];
+        header = 8;
+    } else if (length == 127) {
+        if (available < 14 || at[2] & 0x80)
+            return 0;
+        length = 0;
+        for (int i = 2; i < 10; i++)
+            length = length << 8 | at[i];
+        header = 14;
+    }
+    if (length > max_size || length > available - header)
+        return 0;
+    *found = (whole_frame){at + header - 4, at + header, length};
+    return 1;
+}
+
+/* The payload of a TEXT frame; NULL without an error set when it is not UTF-8: Python tells that better. */
+static PyObject *read_text(const whole_frame *frame)
+{
+    uint8_t small[SMALL], *octets = frame->length <= SMALL ? small : PyMem_Malloc(frame->length);
+    if (octets == NULL)
+        return PyErr_NoMemory();
+    xor_mask(octets, frame->octets, frame->length, frame->key);
+    PyObject *text = PyUnicode_DecodeUTF8((const char *)octets, frame->length, NULL);
+    if (octets != small)
+        PyMem_Free(octets);
     if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
         PyErr_Clear();
     return text;
 }
 
-static PyObject *read_message(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *read_binary(const whole_frame *frame)
 {
-    if (nargs != 3) {
-        PyErr_SetString(PyExc_TypeError, "read_message(buffer, start, max_size)");
+    PyObject *payload = PyBytes_FromStringAndSize(NULL, frame->length);
+    if (payload != NULL)
+        xor_mask((uint8_t *)PyBytes_AS_STRING(payload), frame->octets, frame->length, frame->key);
+    return payload;
+}
+
+/* Steals the payload. */
+static PyObject *new_message(PyTypeObject *type, PyObject *opcode, PyObject *payload)
+{
+    PyObject *message = type->tp_alloc(type, 2);
+    if (message == NULL) {
+        Py_DECREF(payload);
+        return NULL;
+    }
+    PyTuple_SET_ITEM(message, 0, Py_NewRef(opcode));
+    PyTuple_SET_ITEM(message, 1, payload);
+    return message;
+}
+
+static PyObject *read_messages(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 6 || !PyType_Check(args[3]) || !PyType_IsSubtype((PyTypeObject *)args[3], &PyTuple_Type)) {
+        PyErr_SetString(PyExc_TypeError, "read_messages(buffer, start, max_size, message_type, text, binary)");
         return NULL;
     }
     char *buffer;
     Py_ssize_t size;
     if (PyBytes_AsStringAndSize(args[0], &buffer, &size) < 0)
         return NULL;
-    const Py_ssize_t start = PyLong_AsSsize_t(args[1]);
-    if (start == -1 && PyErr_Occurred())
+    Py_ssize_t start = PyLong_AsSsize_t(args[1]);
+    const Py_ssize_t max_size = args[2] == Py_None ? PY_SSIZE_T_MAX : PyLong_AsSsize_t(args[2]);
+    if (PyErr_Occurred())
         return NULL;
-    Py_ssize_t max_size = PY_SSIZE_T_MAX;
-    if (args[2] != Py_None) {
-        max_size = PyLong_AsSsize_t(args[2]);
-        if (max_size == -1 && PyErr_Occurred())
-            return NULL;
+    if (start < 0 || start > size) {
+        PyErr_SetString(PyExc_ValueError, "start is outside of the buffer");
+        return NULL;
     }
-    const uint8_t *frame = (uint8_t *)buffer + start;
-    const Py_ssize_t available = size - start;
-    /* FIN and TEXT or BINARY, nothing reserved; masked. */
-    if (start < 0 || available < 6 || (frame[0] != 0x81 && frame[0] != 0x82) || !(frame[1] & 0x80))
-        Py_RETURN_NONE;
-    Py_ssize_t length = frame[1] & 0x7f, header = 6;
-    if (length == 126) {
-        if (available < 8)
-            Py_RETURN_NONE;
-        length = frame[2] << 8 | frame[3];
-        header = 8;
-    } else if (length == 127) {
-        if (available < 14 || frame[2] & 0x80)
-            Py_RETURN_NONE;
-        length = 0;
-        for (int i = 2; i < 10; i++)
-            length = length << 8 | frame[i];
-        header = 14;
-    }
-    if (length > max_size || length > available - header)
-        Py_RETURN_NONE;
-    const uint8_t *key = frame + header - 4, *octets = frame + header;
-    PyObject *payload;
-    if (frame[0] == 0x82) {
-        payload = PyBytes_FromStringAndSize(NULL, length);
+    PyObject *messages = PyList_New(0);
+    if (messages == NULL)
+        return NULL;
+    whole_frame frame;
+    for (int n = 0; n < BATCH && find_frame((uint8_t *)buffer + start, size - start, max_size, &frame); n++) {
+        const int is_text = ((uint8_t *)buffer)[start] == 0x81;
+        PyObject *payload = is_text ? read_text(&frame) : read_binary(&frame);
+        if (payload == NULL && !PyErr_Occurred())
+            break;
+        PyObject *message = NULL;
         if (payload != NULL)
-            xor_mask((uint8_t *)PyBytes_AS_STRING(payload), octets, length, key);
-    } else {
-        uint8_t small[SMALL], *text = length <= SMALL ? small : PyMem_Malloc(length);
-        if (text == NULL)
-            return PyErr_NoMemory();
-        xor_mask(text, octets, length, key);
-        payload = decode(text, length);
-        if (text != small)
-            PyMem_Free(text);
-    }
-    if (payload == NULL) {
-        if (PyErr_Occurred())
+            message = new_message((PyTypeObject *)args[3], args[is_text ? 4 : 5], payload);
+        if (message == NULL || PyList_Append(messages, message) < 0) {
+            Py_XDECREF(message);
+            Py_DECREF(messages);
             return NULL;
-        Py_RETURN_NONE;
+        }
+        Py_DECREF(message);
+        start = (char *)frame.octets + frame.length - buffer;
     }
-    return Py_BuildValue("(iNn)", frame[0] & 0x0f, payload, start + header + length);
+    return Py_BuildValue("(Nn)", messages, start);
+}
+
+/* A message as one frame, unmasked as a server sends it. */
+static PyObject *encode_message(PyObject *self, PyObject *payload)
+{
+    const void *octets;
+    Py_ssize_t length;
+    if (PyUnicode_Check(payload) && PyUnicode_IS_COMPACT_ASCII(payload)) {  /* Its octets are there, as UTF-8. */
+        octets = PyUnicode_DATA(payload);
+        length = PyUnicode_GET_LENGTH(payload);
+    } else if (PyBytes_Check(payload)) {
+        octets = PyBytes_AS_STRING(payload);
+        length = PyBytes_GET_SIZE(payload);
+    } else
+        Py_RETURN_NONE;
+    if (length >= 1 << 16)
+        Py_RETURN_NONE;
+    const Py_ssize_t header = length < 126 ? 2 : 4;
+    PyObject *result = PyBytes_FromStringAndSize(NULL, header + length);
+    if (result == NULL)
+        return NULL;
+    uint8_t *frame = (uint8_t *)PyBytes_AS_STRING(result);
+    frame[0] = PyUnicode_Check(payload) ? 0x81 : 0x82;
+    if (header == 2)
+        frame[1] = (uint8_t)length;
+    else {
+        frame[1] = 126;
+        frame[2] = (uint8_t)(length >> 8);
+        frame[3] = (uint8_t)length;
+    }
+    memcpy(frame + header, octets, length);
+    return result;
 }
 
 /* recv(), again after signals; -1 with errno, or -2 with a Python error from a signal handler. */
@@ -174,38 +265,55 @@ static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     const Py_ssize_t size = PyLong_AsSsize_t(args[1]);
     if (PyErr_Occurred())
         return NULL;
-    /* Into the stack first, which needs no memory while nothing comes. */
-    char small[SMALL];
-    Py_ssize_t got = receive(fd, small, size < SMALL ? size : SMALL, 0);
-    if (got < SMALL) {
+    char first[FIRST];
+    Py_ssize_t got = receive(fd, first, size < FIRST ? size : FIRST, 0);
+    if (got < FIRST || got == size) {
         if (got >= 0)
-            return PyBytes_FromStringAndSize(small, got);
+            return PyBytes_FromStringAndSize(first, got);
         return got == -1 ? PyErr_SetFromErrno(PyExc_OSError) : NULL;
     }
-    if (size == SMALL)
-        return PyBytes_FromStringAndSize(small, got);
     PyObject *result = PyBytes_FromStringAndSize(NULL, size);
     if (result == NULL)
         return NULL;
-    memcpy(PyBytes_AS_STRING(result), small, SMALL);
-    got = receive(fd, PyBytes_AS_STRING(result) + SMALL, size - SMALL, MSG_DONTWAIT);
+    memcpy(PyBytes_AS_STRING(result), first, FIRST);
+    got = receive(fd, PyBytes_AS_STRING(result) + FIRST, size - FIRST, MSG_DONTWAIT);
     if (got == -2) {
         Py_DECREF(result);
         return NULL;
     }
     /* An error or EOF will come again with the next read. */
-    _PyBytes_Resize(&result, SMALL + (got > 0 ? got : 0));
+    _PyBytes_Resize(&result, FIRST + (got > 0 ? got : 0));
     return result;
 }
 
-static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+static PyObject *recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 2) {
-        PyErr_SetString(PyExc_TypeError, "send(fd, data)");
+        PyErr_SetString(PyExc_TypeError, "recv_into(fd, buffer)");
         return NULL;
     }
     const int fd = (int)PyLong_AsLong(args[0]);
     if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE) < 0)
+        return NULL;
+    const Py_ssize_t got = receive(fd, buffer.buf, buffer.len, 0);
+    PyBuffer_Release(&buffer);
+    if (got < 0)
+        return got == -1 ? PyErr_SetFromErrno(PyExc_OSError) : NULL;
+    return PyLong_FromSsize_t(got);
+}
+
+static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 3) {
+        PyErr_SetString(PyExc_TypeError, "send(fd, data, flags)");
+        return NULL;
+    }
+    const int fd = (int)PyLong_AsLong(args[0]);
+    const int flags = (int)PyLong_AsLong(args[2]) | MSG_DONTWAIT | MSG_NOSIGNAL;
+    if (PyErr_Occurred())
         return NULL;
     Py_buffer data;
     if (PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)
@@ -214,13 +322,13 @@ static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     int error;
     if (data.len <= SMALL) {  /* It never waits, so giving up the GIL would cost more than it gives. */
         do
-            sent = send(fd, data.buf, data.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+            sent = send(fd, data.buf, data.len, flags);
         while (sent < 0 && errno == EINTR);
         error = errno;
     } else {
         PyThreadState *save = PyEval_SaveThread();
         do
-            sent = send(fd, data.buf, data.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+            sent = send(fd, data.buf, data.len, flags);
         while (sent < 0 && errno == EINTR);
         error = errno;
         GATED_RESTORE(save);
@@ -235,14 +343,21 @@ static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     return PyLong_FromSsize_t(sent);
 }
 
+#define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
+
 static PyMethodDef methods[] = {
-    {"mask", (PyCFunction)(void (*)(void))mask, METH_FASTCALL, "mask(payload, key): XOR bytes with a 4-byte key."},
-    {"read_message", (PyCFunction)(void (*)(void))read_message, METH_FASTCALL,
-     "read_message(buffer, start, max_size): the message that begins there as (opcode, payload, end).\n\n"
-     "None unless it is a whole, valid, masked, unfragmented and uncompressed TEXT or BINARY message."},
-    {"recv", (PyCFunction)(void (*)(void))recv_bytes, METH_FASTCALL, "recv(fd, size): wait for bytes; b'' at EOF."},
-    {"send", (PyCFunction)(void (*)(void))send_bytes, METH_FASTCALL,
-     "send(fd, data): write what can be written without waiting; return how many bytes that was."},
+    {"mask", FAST(mask), "mask(payload, key): XOR bytes with a 4-byte key."},
+    {"mask_in_place", FAST(mask_in_place), "mask_in_place(octets, key): the same for a writable buffer."},
+    {"read_messages", FAST(read_messages),
+     "read_messages(buffer, start, max_size, message_type, text, binary): the messages that begin there and their end.\n\n"
+     "Those that are whole, valid, masked, unfragmented and uncompressed, some at most; each a message_type of text or\n"
+     "binary and the payload."},
+    {"encode_message", encode_message, METH_O,
+     "encode_message(payload): a frame; None unless it is short, and bytes or an ASCII str."},
+    {"recv", FAST(recv_bytes), "recv(fd, size): wait for bytes; b'' at EOF."},
+    {"recv_into", FAST(recv_into), "recv_into(fd, buffer): wait for bytes, return their number; 0 at EOF."},
+    {"send", FAST(send_bytes),
+     "send(fd, data, flags): write what can be written without waiting; return how many bytes that was."},
     {NULL, NULL, 0, NULL},
 };
 

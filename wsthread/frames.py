@@ -14,7 +14,7 @@ import functools
 import struct
 from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .exceptions import MessageTooBig, ProtocolError
 from .speedups import c
@@ -60,7 +60,7 @@ FIN, RSV1, MASKED = 0x80, 0x40, 0x80
 RESERVED_BITS = 0x70
 
 # Plain names: looking a member up in its enum costs as much as a function call.
-_CONTINUATION = Opcode.CONTINUATION
+_CONTINUATION, _TEXT, _BINARY = Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY
 _OPCODES = {int(opcode): opcode for opcode in Opcode}
 _CONTROL = 0x08  # The bit that tells control frames from data frames.
 _LENGTH_16 = struct.Struct("!H")
@@ -90,14 +90,20 @@ def _mask(payload: bytes, key: bytes) -> bytes:
         pad = (key * (size // 4 + 1))[:size]
         return (int.from_bytes(payload, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
     result = bytearray(payload)
+    _mask_in_place(result, key)
+    return bytes(result)
+
+
+def _mask_in_place(octets: bytearray | memoryview, key: bytes) -> None:
     for i in range(4):
         if key[i]:
-            result[i::4] = result[i::4].translate(_xor_table(key[i]))
-    return bytes(result)
+            octets[i::4] = bytes(octets[i::4]).translate(_xor_table(key[i]))
 
 
 #: ``mask(payload, key)`` XORs a payload with a 4-byte masking key (RFC 6455 5.3); the same call unmasks.
 mask: Callable[[bytes, bytes], bytes] = _mask if c is None else c.mask
+#: The same for octets in a writable buffer.
+mask_in_place: Callable[[bytearray | memoryview, bytes], None] = _mask_in_place if c is None else c.mask_in_place
 
 
 @functools.cache
@@ -135,31 +141,33 @@ class FrameParser:
             RSV1, whose size says little about what it carries. May be changed between two frames.
         masked: whether the sender has to mask, so True for the bytes a server receives (RFC 6455 5.1).
         rsv1_allowed: whether an extension gave RSV1 a meaning on data frames.
+
+    Attributes:
+        missing: octets that the data frame under way still lacks; 0 when there is none.
     """
 
-    __slots__ = ("max_size", "_buffer", "_start", "_masked", "_rsv1_allowed", "_missing", "_fin", "_key")
+    __slots__ = ("max_size", "missing", "_buffer", "_start", "_masked", "_rsv1_allowed", "_fin", "_key")
 
     def __init__(self, *, max_size: int | None = None, masked: bool = True, rsv1_allowed: bool = False) -> None:
-        self._buffer = b""
+        self._buffer = b""  # Empty as soon as all of it is used up.
         self._start = 0
         self.max_size = max_size
         self._masked = MASKED if masked else 0
         self._rsv1_allowed = rsv1_allowed
-        # The data frame under way: octets still missing, its FIN bit, its masking key turned to the next octet.
-        self._missing = 0
+        self.missing = 0
+        # The data frame under way: its FIN bit, its masking key turned to the next octet.
         self._fin = False
         self._key = b""
 
     def feed(self, data: bytes) -> None:
         """Take more bytes from the wire."""
-        rest = self._buffer[self._start:]
-        self._buffer = rest + data if rest else data
+        self._buffer = self._buffer[self._start:] + data if self._buffer else data
         self._start = 0
 
     @property
     def has_input(self) -> bool:
         """Whether bytes are left that may hold another frame."""
-        return self._start < len(self._buffer)
+        return bool(self._buffer)
 
     def next_frame(self) -> Frame | None:
         """Return the next frame or piece of a data frame, or None until more bytes are fed.
@@ -168,7 +176,7 @@ class FrameParser:
             ProtocolError: the bytes break RFC 6455 5.2, 5.5; nothing can be parsed after it.
             MessageTooBig: a data frame announces more than ``max_size`` octets.
         """
-        if self._missing:
+        if self.missing:
             return self._next_piece()
         buffer, start = self._buffer, self._start
         size = len(buffer)
@@ -201,19 +209,29 @@ class FrameParser:
         payload = buffer[payload_at:end]
         return Frame(_OPCODES[first & 0x0F], mask(payload, key) if key else payload, first >= FIN, first & RSV1 != 0)
 
-    def next_whole_message(self) -> tuple[Opcode, str | bytes] | None:
-        """Return the next message if it is whole, valid and nothing special, and the C extension is there.
+    def next_whole_messages(self, message_type: type[tuple[Opcode, str | bytes]]) -> list[Any]:
+        """Return the next messages as far as they are whole, valid and nothing special, and the C extension is there.
 
-        Whatever else comes next is for :meth:`next_frame`. Only between two messages.
+        Those are some at most. Whatever comes next then is for :meth:`next_frame`. Only between two messages.
         """
-        if c is None or self._missing or not self._masked:
-            return None
-        found = c.read_message(self._buffer, self._start, self.max_size)
-        if found is None:
-            return None
-        opcode, payload, end = found
-        self._consume(end)
-        return _OPCODES[opcode], payload
+        if c is None or self.missing or not self._masked or not self._buffer:
+            return []
+        messages, end = c.read_messages(self._buffer, self._start, self.max_size, message_type, _TEXT, _BINARY)
+        if messages:
+            self._consume(end)
+        found: list[Any] = messages
+        return found
+
+    def fill(self, octets: memoryview) -> bool:
+        """Unmask the next octets of the data frame under way where they are; tell whether they end a message.
+
+        For octets that did not go through :meth:`feed`, at most ``missing``. Only when :attr:`has_input` is false.
+        """
+        if self._key:
+            mask_in_place(octets, self._key)
+            self._turn_key(len(octets))
+        self.missing -= len(octets)
+        return self._fin and not self.missing
 
     def _consume(self, end: int) -> None:
         """Go on behind the last frame. A buffer that is used up is given back: the next may take long to come."""
@@ -242,23 +260,26 @@ class FrameParser:
             return None
         payload = self._buffer[payload_at:]
         self._consume(len(self._buffer))
-        self._missing = length - len(payload)
+        self.missing = length - len(payload)
         self._fin = first & FIN != 0
         self._key = key
         return Frame(_OPCODES[first & 0x0F], self._unmask_piece(payload), False, first & RSV1 != 0)
 
     def _next_piece(self) -> Frame | None:
-        payload = self._buffer[self._start:self._start + self._missing]
+        payload = self._buffer[self._start:self._start + self.missing]
         if not payload:
             return None
         self._consume(self._start + len(payload))
-        self._missing -= len(payload)
-        return Frame(_CONTINUATION, self._unmask_piece(payload), self._fin and not self._missing)
+        self.missing -= len(payload)
+        return Frame(_CONTINUATION, self._unmask_piece(payload), self._fin and not self.missing)
 
     def _unmask_piece(self, payload: bytes) -> bytes:
         if not self._key:
             return payload
-        turn = len(payload) % 4
         result = mask(payload, self._key)
-        self._key = self._key[turn:] + self._key[:turn]
+        self._turn_key(len(payload))
         return result
+
+    def _turn_key(self, octets: int) -> None:
+        turn = octets % 4
+        self._key = self._key[turn:] + self._key[:turn]

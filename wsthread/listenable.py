@@ -89,9 +89,12 @@ class ListenableManager(Manager):
     def serve(self, conn: Connection) -> None:
         """Call back until the connection closes."""
         self._call("on_connect", conn)
+        callbacks, receive, clock = self._callbacks, conn.receive_message, time.monotonic
         while True:
-            opcode, payload = conn.receive_message()
-            self._call("on_message", conn, opcode, payload)
+            opcode, payload = receive()
+            conn.callback = "on_message", clock()
+            callbacks["on_message"](conn, opcode, payload)
+            conn.callback = None
 
     def report_error(self, conn: Connection, error: Exception) -> None:
         """Call ``on_error``."""

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from .deflate import Agreement, Deflater, Inflater
 from .exceptions import InvalidPayload, MessageTooBig, ProtocolError
 from .frames import FrameParser, Opcode, encode_header
+from .speedups import c
 
 Payload: TypeAlias = "str | bytes | bytearray | memoryview"
 
 # Plain names: looking a member up in its enum costs as much as a function call.
 _CONTINUATION, _TEXT, _BINARY, _CLOSE = Opcode.CONTINUATION, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
+
+# The rest of a frame is received in place when it is worth that, and when enough has come before: memory is taken for
+# all of it at once.
+_LEAST_ROOM, _ROOM_FACTOR = 4096, 128
 
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -40,7 +44,18 @@ class _Collector:
         self._octets = io.BytesIO()  # Unlike a bytearray it gives its content away without a copy.
 
     def add(self, octets: bytes, final: bool) -> None:
+        self.check(octets, final)
         self._octets.write(octets)
+
+    def make_room(self, size: int) -> memoryview:
+        """Count the next octets of the message in and return where they have to be put, and then checked."""
+        start = self._octets.tell()
+        self._octets.seek(start + size - 1)
+        self._octets.write(b"\0")
+        return self._octets.getbuffer()[start:]
+
+    def check(self, octets: bytes | memoryview, final: bool) -> None:
+        """Check octets of the message, in their order."""
 
     def value(self) -> str | bytes:
         return self._octets.getvalue()
@@ -53,7 +68,7 @@ class _TextCollector(_Collector):
         super().__init__()
         self._decoder = _new_utf8_decoder("strict")  # Only checks: text takes more memory than its octets.
 
-    def add(self, octets: bytes, final: bool) -> None:
+    def check(self, octets: bytes | memoryview, final: bool) -> None:
         try:
             self._decoder.decode(octets, final)
         except UnicodeDecodeError as error:
@@ -62,7 +77,6 @@ class _TextCollector(_Collector):
         pending, _ = self._decoder.getstate()
         if pending[:1] == b"\xed" and pending[1:2] >= b"\xa0":
             raise InvalidPayload("text is not UTF-8")
-        super().add(octets, final)
 
     def value(self) -> str | bytes:
         return self._octets.getvalue().decode()
@@ -78,8 +92,8 @@ class MessageReader:
     """
 
     __slots__ = (
-        "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector",
-        "_next_frame", "_next_whole_message", "feed",
+        "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector", "_filled",
+        "_room", "_whole",
     )
 
     def __init__(
@@ -95,14 +109,34 @@ class MessageReader:
         self._received = 0
         self._size = 0
         self._collector: _Collector | None = None
-        self._next_frame = self._frames.next_frame
-        self._next_whole_message = self._frames.next_whole_message
-        self.feed: Callable[[bytes], None] = self._frames.feed
+        self._room: memoryview | None = None  # For the rest of the frame under way, ...
+        self._filled = 0  # ... as far as it came and was not looked at.
+        self._whole: list[Message] = []  # Messages that came whole, the next one last.
+
+    def feed(self, data: bytes) -> None:
+        """Take more bytes from the wire."""
+        self._frames.feed(data)
 
     @property
     def has_input(self) -> bool:
         """Whether bytes are left that may hold another message."""
-        return self._frames.has_input
+        return bool(self._whole) or self._frames.has_input
+
+    def room(self) -> memoryview | None:
+        """Return where the bytes that come next have to be put, to be told of by :meth:`filled`; None: feed them.
+
+        It is for the rest of a large frame, and saves two copies of it. Only when :meth:`next_message` returned None.
+        """
+        if self._room is None and self._collector is not None:
+            missing = self._frames.missing
+            if _LEAST_ROOM <= missing <= _ROOM_FACTOR * self._size and not self._compressed:
+                if self._max_size is None or self._size + missing <= self._max_size:
+                    self._room = self._collector.make_room(missing)
+        return self._room
+
+    def filled(self, count: int) -> None:
+        """Note that the first ``count`` bytes of the :meth:`room` came from the wire."""
+        self._filled = count
 
     def next_message(self) -> Message | None:
         """Return the next message or control frame, or None until more bytes are fed.
@@ -111,11 +145,17 @@ class MessageReader:
             ProtocolError: the bytes break RFC 6455 or RFC 7692; InvalidPayload and MessageTooBig say how.
         """
         if self._opcode is None:
-            whole = self._next_whole_message()
-            if whole is not None:
-                return Message(*whole)
+            if not self._whole:
+                self._whole = self._frames.next_whole_messages(Message)
+                self._whole.reverse()
+            if self._whole:
+                return self._whole.pop()
+        elif self._filled:
+            message = self._collect_filled()
+            if message is not None:
+                return message
         while True:
-            frame = self._next_frame()
+            frame = self._frames.next_frame()
             if frame is None:
                 return None
             opcode, payload, fin, rsv1 = frame
@@ -154,11 +194,23 @@ class MessageReader:
         if limit is not None and self._size > limit:
             raise MessageTooBig(f"message of more than {limit} octets")
         self._collector.add(payload, fin)
-        if not fin:
-            return None
+        return self._finish() if fin else None
+
+    def _collect_filled(self) -> Message | None:
+        assert self._room is not None and self._collector is not None
+        with self._room as room, room[:self._filled] as octets:
+            final = self._frames.fill(octets)
+            self._collector.check(octets, final)
+            self._size += self._filled
+            self._room = room[self._filled:] if self._frames.missing else None
+            self._filled = 0
+        return self._finish() if final else None
+
+    def _finish(self) -> Message:
+        assert self._opcode is not None and self._collector is not None
         message = Message(self._opcode, self._collector.value())
         self._opcode = self._collector = None
-        self._frames.max_size = limit
+        self._frames.max_size = self._max_size
         return message
 
 
@@ -192,6 +244,10 @@ def to_octets(payload: Payload) -> tuple[Opcode, bytes]:
 
 def encode_message(payload: Payload) -> bytes:
     """Return a message as one unmasked frame, as a server sends it."""
+    if c is not None:
+        frame: bytes | None = c.encode_message(payload)
+        if frame is not None:
+            return frame
     opcode, octets = to_octets(payload)
     return encode_header(opcode, len(octets)) + octets
 

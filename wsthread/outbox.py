@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
+
+Send: TypeAlias = "Callable[[bytes | memoryview, int], int]"
 
 
 class Entry:
@@ -46,24 +49,20 @@ class Outbox:
         self.messages = 0
 
     def write(
-        self,
-        data: bytes,
-        send: Callable[[bytes | memoryview], int],
-        *,
-        messages: int = 0,
-        droppable: bool = False,
+        self, data: bytes, send: Send, messages: int = 0, droppable: bool = False, flags: int = 0,
     ) -> Entry | None:
         """Send bytes behind all that waits; return what became of them: None when all have left.
 
         Args:
             data: the bytes.
-            send: sends what can be sent without waiting and returns how much that was.
+            send: as :meth:`flush` wants it.
             messages: see :class:`Entry`.
             droppable: likewise.
+            flags: for ``send``.
         """
         taken = 0
         if not self._entries:
-            taken = send(data)
+            taken = send(data, flags)
             self.sent += taken
             if taken == len(data):
                 self.messages += messages
@@ -75,12 +74,16 @@ class Outbox:
         self.size += len(data) - taken
         return entry
 
-    def flush(self, send: Callable[[bytes | memoryview], int]) -> None:
-        """Send what can be sent without waiting."""
+    def flush(self, send: Send) -> None:
+        """Send what waits, as far as that goes without waiting.
+
+        Args:
+            send: ``send(data, flags)`` sends what can be sent without waiting and returns how much that was.
+        """
         entries = self._entries
         while entries:
             entry = entries[0]
-            taken = send(entry.data)
+            taken = send(entry.data, 0)
             self.size -= taken
             self.sent += taken
             if taken < len(entry.data):

@@ -15,11 +15,12 @@ No lock, no I/O, no clock.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from .deflate import Agreement, Deflater, Inflater
 from .exceptions import InvalidPayload, ProtocolError
-from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, is_valid_close_code
+from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, encode_header, is_valid_close_code
 from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
 
 _CLOSE = Opcode.CLOSE  # Looking a member up in its enum costs as much as a function call.
@@ -40,12 +41,15 @@ class Protocol:
         agreement: what was negotiated about compression, None for nothing.
 
     Attributes:
+        send_message: ``send_message(payload)`` returns the bytes of a message. The caller has checked that no Close
+            was sent (RFC 6455 5.5.1). Raises TypeError for a payload that is neither str nor bytes-like.
         close_sent: what our Close frame said; None before it. Written by the send half.
         close_received: what the peer's Close frame said; None before it. Written by the receive half.
     """
 
     __slots__ = (
-        "_reader", "_feed", "_next_message", "_over", "_agreement", "_deflater", "close_sent", "close_received",
+        "_reader", "_over", "_agreement", "_deflater", "close_sent", "close_received",
+        "send_message",
     )
 
     def __init__(self, *, max_message_size: int | None = None, agreement: Agreement | None = None) -> None:
@@ -53,9 +57,9 @@ class Protocol:
         if agreement is not None:
             inflater = Inflater(agreement.client_max_window_bits, agreement.client_context_takeover)
         self._reader = MessageReader(max_size=max_message_size, inflater=inflater)
-        self._feed, self._next_message = self._reader.feed, self._reader.next_message
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
+        self.send_message: Callable[[Payload], bytes] = encode_message if agreement is None else self._send_message
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
         self.close_sent: Close | None = None
         self.close_received: Close | None = None
@@ -65,7 +69,18 @@ class Protocol:
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the wire. What follows a Close or a violation is dropped (RFC 6455 5.5.1, 7.1.7)."""
         if not self._over:
-            self._feed(data)
+            self._reader.feed(data)
+
+    def room(self) -> memoryview | None:
+        """Return where the bytes that come next have to be put, to be told of by :meth:`filled`.
+
+        None: give them to :meth:`receive_data`. Only when :meth:`next_event` returned None.
+        """
+        return None if self._over else self._reader.room()
+
+    def filled(self, count: int) -> None:
+        """Note that the first ``count`` bytes of the :meth:`room` came from the wire."""
+        self._reader.filled(count)
 
     def next_event(self) -> Message | None:
         """Return the next message or control frame, or None until more bytes come.
@@ -76,7 +91,7 @@ class Protocol:
         if self._over:
             return None
         try:
-            message = self._next_message()
+            message = self._reader.next_message()
         except ProtocolError:
             self._over = True
             raise
@@ -93,18 +108,23 @@ class Protocol:
 
     # Send half
 
-    def send_message(self, payload: Payload) -> bytes:
-        """Return the bytes of a message. The caller has checked that no Close was sent (RFC 6455 5.5.1)."""
-        agreement = self._agreement
-        if agreement is None:
-            return encode_message(payload)
+    def _send_message(self, payload: Payload) -> bytes:
+        assert self._agreement is not None
         opcode, octets = to_octets(payload)
-        if not octets or len(octets) < agreement.deflate.threshold:
+        if not self._compresses(len(octets)):
             return encode_message(payload)
         if self._deflater is None:
             self._deflater = Deflater(
-                agreement.deflate.level, agreement.server_max_window_bits, agreement.server_context_takeover)
+                self._agreement.deflate.level, self._agreement.server_max_window_bits,
+                self._agreement.server_context_takeover)
         return encode_compressed(opcode, octets, self._deflater)
+
+    def send_header(self, payload: bytes) -> bytes | None:
+        """Return what goes before a payload that is sent as it is; None when it has to be compressed."""
+        return None if self._compresses(len(payload)) else encode_header(Opcode.BINARY, len(payload))
+
+    def _compresses(self, size: int) -> bool:
+        return self._agreement is not None and size >= max(self._agreement.deflate.threshold, 1)
 
     def send_prepared(self, message: PreparedMessage) -> bytes:
         """Return the bytes of a message that was made for many."""

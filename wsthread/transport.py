@@ -6,18 +6,19 @@ it, together with :meth:`Transport.close`. Waiting holds no lock.
 
 from __future__ import annotations
 
-import functools
 import math
 import select
 import socket
 from collections.abc import Callable
+from types import MethodType
 
 from .speedups import c
 
-# Bytes to read at once. In Python a read holds its buffer while it waits, so wait with a small one and read on with a
-# large one when it was filled. In C memory is taken only when the bytes are there.
-RECV_SIZE = 1 << 16 if c is None else 1 << 18
-IDLE_RECV_SIZE = 1 << 10 if c is None else RECV_SIZE
+# Bytes to read at once: few while waiting, more after a read that was full. What belongs to a large frame is then read
+# where it has to be in the end, and need not be copied there.
+IDLE_RECV_SIZE, RECV_SIZE = 1 << 10 if c is None else 1 << 12, 1 << 16
+#: For :attr:`Transport.send`: more follows at once.
+MORE = int(getattr(socket, "MSG_MORE", 0))
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
@@ -27,8 +28,8 @@ class Transport:
 
     Attributes:
         recv: ``recv(size)`` blocks until there are bytes; ``b""`` is EOF. Raises OSError when the connection broke.
-        send: ``send(data)`` writes what the kernel takes now and returns how many bytes that was, 0 when it takes none.
-            Raises OSError when the connection broke.
+        send: ``send(data, flags)`` writes what the kernel takes now and returns how many bytes that was, 0 when it
+            takes none; ``flags`` is 0 or :data:`MORE`. Raises OSError when the connection broke.
     """
 
     __slots__ = ("_socket", "recv", "send")
@@ -42,21 +43,33 @@ class Transport:
                 pass  # The peer is gone already; the first read will tell.
         self._socket = sock
         self.recv: Callable[[int], bytes] = sock.recv
-        self.send: Callable[[bytes | memoryview], int] = self._send
+        self.send: Callable[[bytes | memoryview, int], int] = self._send
         if c is not None:
             # The number stays ours until close(), after which nobody reads or writes.
-            self.recv = functools.partial(c.recv, sock.fileno())
-            self.send = functools.partial(c.send, sock.fileno())
+            # Methods of a number: they are smaller and faster than partials.
+            self.recv = MethodType(c.recv, sock.fileno())
+            self.send = MethodType(c.send, sock.fileno())
 
     def fileno(self) -> int:
         """Return the file descriptor; -1 when closed."""
         return self._socket.fileno()
 
-    def _send(self, data: bytes | memoryview) -> int:
+    def _send(self, data: bytes | memoryview, flags: int) -> int:
         try:
-            return self._socket.send(data, _DONT_WAIT)
+            return self._socket.send(data, flags | _DONT_WAIT)
         except BlockingIOError:
             return 0
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """The same as recv() for a writable buffer; return the number of bytes, 0 at EOF.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        if c is None:
+            return self._socket.recv_into(buffer)
+        count: int = c.recv_into(self._socket.fileno(), buffer)
+        return count
 
     def recv_now(self, size: int) -> bytes | None:
         """Read what is there now, None when that is nothing and ``b""`` at EOF.
@@ -66,6 +79,17 @@ class Transport:
         """
         try:
             return self._socket.recv(size, _DONT_WAIT)
+        except BlockingIOError:
+            return None
+
+    def recv_into_now(self, buffer: memoryview) -> int | None:
+        """The same as recv_now() for a writable buffer; return the number of bytes, 0 at EOF.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        try:
+            return self._socket.recv_into(buffer, 0, _DONT_WAIT)
         except BlockingIOError:
             return None
 
