@@ -14,10 +14,14 @@ from wire import (
     pump, server_frames, whole, xor,
 )
 
+from wsthread import frames as frames_module
 from wsthread.exceptions import MessageTooBig, ProtocolError
 from wsthread.frames import (
     SENDABLE_CLOSE_CODES, CloseCode, Frame, FrameParser, Opcode, encode_frame, encode_header, is_valid_close_code, mask,
+    mask_in_place,
 )
+from wsthread.messages import Message
+from wsthread.speedups import c
 
 
 def parse(chunks: Iterable[bytes], **options: Any) -> tuple[list[Frame], Exception | None]:
@@ -352,3 +356,60 @@ def test_has_input() -> None:
     assert parser.has_input
     assert parser.next_frame() is None
     assert parser.has_input
+
+
+def test_whole_messages() -> None:
+    """The C extension takes messages that are whole and nothing special, some at a time; Python takes the rest."""
+    text, binary = client_frame(Opcode.TEXT, "\xe9".encode()), client_frame(Opcode.BINARY, bytes(300))
+    special = [
+        client_frame(Opcode.PING), client_frame(Opcode.TEXT, fin=False), client_frame(Opcode.TEXT, b"\xff"),
+        client_frame(Opcode.TEXT, rsv=4), client_frame(Opcode.BINARY, bytes(301)), client_frame(Opcode.TEXT, b"a")[:-1],
+        client_frame(Opcode.TEXT, mask=None), client_header(Opcode.BINARY, 1 << 63), b"\x82", b"\x82\xfe\0",
+        b"\x82\xff\0",
+    ]
+    for behind in special:
+        parser = FrameParser(max_size=300)
+        parser.feed(text + binary + text + behind)
+        expected = [(Opcode.TEXT, "\xe9"), (Opcode.BINARY, bytes(300)), (Opcode.TEXT, "\xe9")]
+        found = parser.next_whole_messages(Message)
+        assert found == ([] if c is None else expected)
+        assert all(type(message) is Message for message in found)
+        assert parser.next_whole_messages(Message) == []
+    parser = FrameParser()
+    assert parser.next_whole_messages(Message) == []
+    parser.feed(text * 100)
+    if c is not None:
+        assert len(parser.next_whole_messages(Message)) < 100
+
+
+@pytest.mark.parametrize("key", [MASK, bytes(4), b"\0\1\0\2"])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4099])
+def test_mask_in_place(size: int, key: bytes) -> None:
+    octets = bytes(i & 0xFF for i in range(size))
+    for function in mask_in_place, frames_module._mask_in_place:
+        buffer = bytearray(b"<" + octets + b">")
+        function(memoryview(buffer)[1:-1], key)
+        assert buffer == b"<" + mask(octets, key) + b">"
+
+
+def test_filling_a_frame() -> None:
+    parser = FrameParser()
+    data = client_frame(Opcode.BINARY, b"abcdefghij")
+    parser.feed(data[:9])
+    assert parser.next_frame() == Frame(Opcode.BINARY, b"abc", fin=False)
+    assert parser.missing == 7
+    rest = bytearray(data[9:])
+    assert not parser.fill(memoryview(rest)[:5])
+    assert parser.missing == 2
+    assert parser.fill(memoryview(rest)[5:])
+    assert rest == b"defghij"
+    assert parser.missing == 0
+
+
+def test_filling_an_unmasked_frame() -> None:
+    parser = FrameParser(masked=False)
+    parser.feed(client_frame(Opcode.BINARY, b"abcdefghij", fin=False, mask=None)[:5])
+    assert parser.next_frame() == Frame(Opcode.BINARY, b"abc", fin=False)
+    rest = bytearray(b"defghij")
+    assert not parser.fill(memoryview(rest))  # It ends a frame, but no message.
+    assert (rest, parser.missing) == (b"defghij", 0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import Stream, bounded, cuts, junk, streams
 from wire import (
     BINARY, CLOSE, CONTINUATION, MASK, PING, PONG, RSV1, TEXT, at, by_octets, client_frame, client_header, deflated,
-    fragments, inflated, pump, server_frames, whole,
+    fragments, inflated, pump, pump_in_place, server_frames, whole,
 )
 
 from wsthread.deflate import Agreement, Deflate, Deflater, Inflater
@@ -494,3 +494,91 @@ def test_has_input() -> None:
     for left in True, False:
         assert reader.next_message() == (Opcode.TEXT, "a")
         assert reader.has_input is left
+
+
+# In place
+
+SIZES = [4095, 4096, 4097, 70_000, 1 << 20]
+
+
+def read_in_place(chunks: Iterable[bytes], **options: Any) -> tuple[list[Any], Exception | None]:
+    reader = MessageReader(**options)
+    return pump_in_place(reader, reader.feed, reader.next_message, chunks)
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[start:start + size] for start in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("step", [1000, 1 << 12, 1 << 18])
+def test_large_frames_in_place(size: int, step: int) -> None:
+    """Where the octets are put changes nothing, not their masking either."""
+    octets = bytes(i * 7 & 0xFF for i in range(size))
+    text = "\u20ac" * (size // 3)
+    data = client_frame(BINARY, octets) + client_frame(TEXT, text.encode()) + PING_A
+    assert read_in_place(pieces(data, step)) == ([(BINARY, octets), (TEXT, text), (PING, b"a")], None)
+
+
+def test_large_fragments_in_place() -> None:
+    octets = bytes(range(256)) * 40
+    data = b"".join([
+        client_frame(BINARY, octets, fin=False), PING_A, client_frame(CONTINUATION, octets, fin=False),
+        client_frame(CONTINUATION, octets)])
+    for step in 999, 4096, 5000:
+        assert read_in_place(pieces(data, step)) == ([(PING, b"a"), (BINARY, octets * 3)], None)
+
+
+def test_room_is_made_for_what_may_come_only() -> None:
+    """Neither for more than the limit, nor for much more than what came already, nor for little."""
+
+    def room(announced: int, came: int, **options: Any) -> int | None:
+        reader = MessageReader(**options)
+        reader.feed(client_header(BINARY, announced) + bytes(came))
+        assert reader.next_message() is None
+        found = reader.room()
+        assert found is reader.room()
+        return None if found is None else len(found)
+
+    assert room(100_000, 1000) == 99_000
+    assert room(100_000, 1000, max_size=100_000) == 99_000
+    assert room(1 << 40, 1000) is None
+    assert room(100_000, 100) is None
+    assert room(5000, 1000) is None
+    assert room(10, 10 - 1) is None
+    assert MessageReader().room() is None
+
+
+def test_room_within_the_limit_of_the_message() -> None:
+    """The limit is that of the message; a frame that exceeds it is refused as its octets come."""
+    reader = MessageReader(max_size=10_000)
+    reader.feed(client_frame(BINARY, bytes(5000), fin=False) + client_header(CONTINUATION, 6000, True) + bytes(1000))
+    assert reader.next_message() is None
+    assert reader.room() is None
+    reader.feed(bytes(5000))
+    with pytest.raises(MessageTooBig):
+        reader.next_message()
+
+
+def test_compressed_frames_are_not_received_in_place() -> None:
+    reader = MessageReader(inflater=Inflater(15, context_takeover=False))
+    data = client_frame(BINARY, deflated(random.Random(1).randbytes(20_000)), rsv=RSV1)
+    reader.feed(data[:2000])
+    assert reader.next_message() is None
+    assert reader.room() is None
+
+
+@pytest.mark.parametrize("at", [4000, 30_000, 69_999])
+def test_text_is_checked_in_place_as_it_comes(at: int) -> None:
+    octets = bytearray(b"a" * 70_000)
+    octets[at] = 0xFF
+    data = client_frame(TEXT, bytes(octets))
+    seen = len(data) - len(octets) + at + 1
+    events, error = read_in_place(pieces(data[:seen], 1500))
+    assert (events, type(error)) == ([], InvalidPayload)
+
+
+def test_text_that_ends_within_a_code_point_in_place() -> None:
+    data = client_frame(TEXT, b"a" * 69_998 + b"\xe2\x82")
+    events, error = read_in_place(pieces(data, 1500))
+    assert (events, type(error)) == ([], InvalidPayload)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from strategies import Stream, bounded, cuts, junk, streams
 from wire import (
     BINARY, CLOSE, CONTINUATION, PING, PONG, RSV1, TEXT, ServerFrame, at, by_octets, client_close, client_frame,
-    close_payload, deflated, inflated, pump, server_frames, whole,
+    close_payload, deflated, inflated, pump, pump_in_place, server_frames, whole,
 )
 
 from wsthread.deflate import Agreement, Deflate
@@ -382,3 +382,31 @@ def test_has_input() -> None:
     protocol.receive_data(client_frame(Opcode.CLOSE) + b"more")
     protocol.next_event()
     assert not protocol.has_input
+
+
+def test_a_large_frame_in_place() -> None:
+    protocol = Protocol()
+    octets = bytes(range(256)) * 300
+    data = client_frame(BINARY, octets) + client_frame(TEXT, b"next") + client_frame(CLOSE) + b"more"
+    found = pump_in_place(protocol, protocol.receive_data, protocol.next_event, at(data, [2000, 40_000]))
+    assert found == ([(BINARY, octets), (TEXT, "next"), (CLOSE, b"")], None)
+
+
+def test_no_room_after_the_end() -> None:
+    """What comes after a violation is dropped, in a large frame too."""
+    protocol = Protocol()
+    data = client_frame(TEXT, b"a" * 5000 + b"\xff" + b"a" * 60_000)
+    found, error = pump_in_place(protocol, protocol.receive_data, protocol.next_event, at(data, [2000, 6000, 7000]))
+    assert (found, type(error)) == ([], InvalidPayload)
+    assert protocol.room() is None
+    protocol.receive_data(data)
+    assert protocol.next_event() is None
+
+
+def test_header_of_a_payload_that_is_sent_as_it_is() -> None:
+    octets = bytes(range(256)) * 300
+    header = Protocol().send_header(octets)
+    assert header is not None
+    assert server_frames(header + octets) == [ServerFrame(BINARY, octets)]
+    assert Protocol(agreement=agreed(threshold=80_000)).send_header(octets) == header
+    assert Protocol(agreement=agreed(threshold=1024)).send_header(octets) is None

@@ -10,7 +10,7 @@ import operator
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 RSV1, RSV2, RSV3 = 4, 2, 1
@@ -157,6 +157,44 @@ def pump(
             feed(chunk)
             while (event := take()) is not None:
                 events.append(event)
+    except Exception as error:
+        return events, error
+    return events, None
+
+
+class HasRoom(Protocol):
+    """What has a place for some of the bytes to come: a MessageReader or a Protocol."""
+
+    def room(self) -> memoryview | None:
+        """Return the place."""
+
+    def filled(self, count: int) -> None:
+        """Note how many bytes were put there."""
+
+
+def give(receiver: HasRoom, feed: Callable[[bytes], None], data: bytes) -> bytes:
+    """Put bytes where the receiver wants them, as a connection does, and return what is left for the next time."""
+    room = receiver.room()
+    if room is None:
+        feed(data)
+        return b""
+    part = data[:len(room)]
+    room[:len(part)] = part
+    receiver.filled(len(part))
+    return data[len(part):]
+
+
+def pump_in_place(
+    receiver: HasRoom, feed: Callable[[bytes], None], take: Callable[[], Event | None], chunks: Iterable[bytes],
+) -> tuple[list[Event], Exception | None]:
+    """The same as :func:`pump` with :func:`give`."""
+    events: list[Event] = []
+    try:
+        for chunk in chunks:
+            while chunk:
+                chunk = give(receiver, feed, chunk)
+                while (event := take()) is not None:
+                    events.append(event)
     except Exception as error:
         return events, error
     return events, None

@@ -3,8 +3,8 @@
 An input is one octet of options, one that chooses the chunks, and what comes from the wire: raw bytes, or
 instructions for :func:`_build` that reach what mutations of compressed and masked bytes do not find.
 
-Each input goes through the C extension and through Python, one of them whole and the other in chunks. What has to
-hold is in :func:`test_one_input`. Run it with ``make fuzz``, or on one input with
+Each input goes through the C extension and through Python, one of them whole and the other in chunks, which go where
+the protocol wants them. What has to hold is in :func:`test_one_input`. Run it with ``make fuzz``, or on one input with
 ``python tests/fuzz/fuzz_parser.py FILE``.
 """
 
@@ -21,10 +21,10 @@ import atheris
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from runner import run  # noqa: E402
-from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame, client_header  # noqa: E402
+from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame, client_header, give  # noqa: E402
 
 with atheris.instrument_imports(include=["wsthread"]):
-    from wsthread import frames
+    from wsthread import frames, messages
     from wsthread.deflate import Agreement, Deflate, Inflater, parse_extensions
     from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
     from wsthread.frames import Opcode
@@ -37,7 +37,9 @@ COMPRESSED, CLIENT_TAKEOVER, SERVER_TAKEOVER, SMALL_WINDOW, BUILT = 0x08, 0x10, 
 MAX_KEPT = 2 + 4 + 125 - 1
 REPEATS = (1, 3, 50, 400)
 #: What the package uses as it is installed. What has no extension is tested twice in Python.
-EXTENSION = frames.c, frames.mask
+EXTENSION = frames.c, frames.mask, frames.mask_in_place
+PYTHON = None, frames._mask, frames._mask_in_place
+messages._LEAST_ROOM = 1  # Inputs are small.
 ZERO_KEY, SOME_KEY = bytes(4), b"\x37\xfa\x21\x3d"
 
 
@@ -79,19 +81,21 @@ def _receive(
     limit: int | None, agreement: Agreement | None, chunks: Iterator[bytes] | list[bytes], in_c: bool,
 ) -> tuple[list[Message], ProtocolError | None]:
     """Return the events and what ended them; anything but a ProtocolError is a finding."""
-    frames.c, frames.mask = EXTENSION if in_c else (None, frames._mask)
+    frames.c, frames.mask, frames.mask_in_place = EXTENSION if in_c else PYTHON
+    messages.c = frames.c
     protocol = Protocol(max_message_size=limit, agreement=agreement)
     events: list[Message] = []
     for chunk in chunks:
-        protocol.receive_data(chunk)
-        try:
-            while (event := protocol.next_event()) is not None:
-                events.append(event)
-                _check_event(event, limit, protocol)
-        except ProtocolError as error:
-            _check_error(error, limit, protocol)
-            return events, error
-        _check_kept(protocol, limit)
+        while chunk:
+            chunk = give(protocol, protocol.receive_data, chunk)
+            try:
+                while (event := protocol.next_event()) is not None:
+                    events.append(event)
+                    _check_event(event, limit, protocol)
+            except ProtocolError as error:
+                _check_error(error, limit, protocol)
+                return events, error
+            _check_kept(protocol, limit)
     return events, None
 
 
@@ -121,7 +125,9 @@ def _check_kept(protocol: Protocol, limit: int | None) -> None:
     if not protocol.close_received:
         assert len(reader._frames._buffer) - reader._frames._start <= MAX_KEPT, "the parser keeps payload"
     if limit is not None and reader._collector is not None:
-        assert reader._collector._octets.tell() <= reader._size <= limit, "an unfinished message over the limit"
+        room = 0 if reader._room is None else len(reader._room)
+        assert reader._collector._octets.tell() - room <= reader._size <= limit, "an unfinished message over the limit"
+        assert reader._size + room <= limit, "room for a message over the limit"
 
 
 def _chunks(stream: bytes, choice: int) -> Iterator[bytes]:
