@@ -30,7 +30,10 @@ IMPURE = {
 #: What an application may have or not; code that needs it may import it late.
 OPTIONAL = {"flask", "gunicorn", "prometheus_client", "pytest", "redis"}
 #: The modules on top, which nobody else imports, and what each may need of it.
-ON_TOP: dict[str, set[str]] = {"prometheus": {"prometheus_client"}, "pytest_plugin": {"pytest"}, "testing": set()}
+ON_TOP: dict[str, set[str]] = {
+    "flask": {"flask"}, "flask_contexts": {"flask"}, "prometheus": {"prometheus_client"}, "pytest_plugin": {"pytest"},
+    "testing": set(),
+}
 
 
 class Import(NamedTuple):
