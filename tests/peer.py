@@ -14,6 +14,7 @@ from werkzeug.wrappers import Request
 from wire import client_frame
 
 from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager
+from wsthread.connection import Scope
 from wsthread.deflate import Agreement
 from wsthread.transport import Transport
 
@@ -115,13 +116,14 @@ def connect() -> Iterator[Connect]:
 
     def open_connection(
         manager: Manager, path: str = "/ws?name=Ada", agreement: Agreement | None = None, unread: bytes = b"",
+        scope: Scope | None = None,
     ) -> tuple[Connection, Peer]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = socket.create_connection(listener.getsockname())
             server, _ = listener.accept()
         sockets.append(client)
         environ = EnvironBuilder(path, environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
-        conn = manager.prepare(Request(environ), None, agreement)
+        conn = manager.prepare(Request(environ), None, agreement, scope)
         conn.open(Transport(server), b"", unread)
         return conn, Peer(client)
 

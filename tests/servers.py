@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +179,12 @@ def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
         if time.monotonic() > deadline:
             raise AssertionError("it did not become true in time")
         time.sleep(0.02)
+
+
+def touch(path: Path, server: Server, reaction: str) -> None:
+    """Touch a file until the server reacts: it may not have had its first look at it."""
+    for newer in range(10, 110, 10):
+        os.utime(path, (time.time() + newer, time.time() + newer))
+        with suppress(AssertionError):
+            return wait_until(lambda: reaction in server.log(), timeout=1.5)
+    raise AssertionError("nobody reacts to touched files")

@@ -213,3 +213,39 @@ def test_a_peer_can_be_stuck_while_closing() -> None:
     deadlines.closing(102.0)
     assert deadlines.due == 106.0
     assert check(deadlines, 106.0, waiting=True) == (Action.CUT, "the peer took nothing for 5 s")
+
+
+# Time that is made to pass
+
+
+@pytest.mark.parametrize("steps", [[20.0], [5.0, 15.0], [0.25] * 80])
+def test_advancing_to_a_ping_and_its_timeout(steps: list[float]) -> None:
+    deadlines = Deadlines(options(ping_interval=20.0, ping_timeout=30.0), 100.0)
+    for step in steps:
+        assert check(deadlines, 100.0) == NOTHING
+        deadlines.advance(step, 100.0)
+    assert check(deadlines, 100.0) == PING
+    assert deadlines.due == 120.0
+    deadlines.advance(29.0, 101.0)
+    deadlines.pong(102.0, b"1")
+    assert deadlines.latency == 31.0
+
+
+def test_advancing_a_closing_handshake() -> None:
+    deadlines = Deadlines(options(), 100.0)
+    deadlines.advance(1000.0, 100.0)
+    deadlines.closing(100.0)
+    deadlines.advance(9.0, 100.5)
+    assert check(deadlines, 100.9) == NOTHING
+    deadlines.advance(0.5, 100.9)
+    assert check(deadlines, 100.9)[0] is Action.CUT
+
+
+def test_advancing_counts_for_who_was_idle_already() -> None:
+    deadlines = Deadlines(options(read_timeout=60.0), 100.0)
+    deadlines.advance(50.0, 101.0)
+    deadlines.advance(50.0, 103.0)
+    assert check(deadlines, 104.0, idle_since=102.0) == NOTHING  # Idle for 2 s and for the second 50 s.
+    assert deadlines.due == 112.0
+    deadlines.advance(8.5, 104.0)
+    assert check(deadlines, 104.0, idle_since=102.0)[0] is Action.CLOSE

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from clients import RawClient, handshake
 from herd import Herd
-from servers import Server, serve, wait_until
+from servers import Server, serve, touch, wait_until
 
 CLIENTS = 50
 #: Seconds in which the Closes are at the last client: the housekeeper looks every 0.25 s, the machine may be busy.
@@ -149,15 +149,6 @@ def assert_successor_serves(server: Server, process: int) -> None:
     """Check that another process does the work of one that is gone."""
     with Herd(server.url("/ws", "ws"), 3) as herd:
         assert str(process) not in herd.ask("pid")
-
-
-def touch(path: Path, server: Server, reaction: str) -> None:
-    """Touch a file until the server reacts: it may not have had its first look at it."""
-    for newer in range(10, 110, 10):
-        os.utime(path, (time.time() + newer, time.time() + newer))
-        with suppress(AssertionError):
-            return wait_until(lambda: reaction in server.log(), timeout=1.5)
-    raise AssertionError("nobody reacts to touched files")
 
 
 # gunicorn, by its signals

@@ -28,7 +28,12 @@ IMPURE = {
     "select", "selectors", "signal", "socket", "socketserver", "ssl", "subprocess", "sys", "threading", "time",
 }
 #: What an application may have or not; code that needs it may import it late.
-OPTIONAL = {"flask", "gunicorn", "prometheus_client", "redis"}
+OPTIONAL = {"flask", "gunicorn", "prometheus_client", "pytest", "redis"}
+#: The modules on top, which nobody else imports, and what each may need of it.
+ON_TOP: dict[str, set[str]] = {
+    "flask": {"flask"}, "flask_contexts": {"flask"}, "prometheus": {"prometheus_client"}, "pytest_plugin": {"pytest"},
+    "testing": set(),
+}
 
 
 class Import(NamedTuple):
@@ -145,6 +150,15 @@ def test_no_hidden_import(module: str) -> None:
 def test_nobody_imports_the_package(module: str) -> None:
     """Modules import each other, not the package that imports them all."""
     assert not [one for one in IMPORTS[module] if one.own == "__init__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_needs_no_framework(module: str) -> None:
+    """Only the modules on top need more than Werkzeug, and only each other need them."""
+    for one in IMPORTS[module]:
+        name = one.name.partition(".")[0]
+        assert name not in OPTIONAL or not one.on_top or name in ON_TOP.get(module, ()), one
+        assert one.own not in ON_TOP or module in ON_TOP, one
 
 
 PROBE = """

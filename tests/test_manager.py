@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from peer import TIMEOUT, Connect, Recorder, connect, run_handler
@@ -107,6 +109,74 @@ def test_an_exception_in_on_close_and_on_error(connect: Connect, caplog: pytest.
     assert done.wait(TIMEOUT)
     wait_until(lambda: len(caplog.records) == 2)
     assert manager.connections == ()
+
+
+class Scopes:
+    """What happens in and around the scopes of connections, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.closed = threading.Event()
+
+    @contextmanager
+    def __call__(self, conn: Connection) -> Iterator[None]:
+        self.events.append(f"enter {conn.request.path}")
+        try:
+            yield
+        except KeyError as error:
+            self.events.append(f"{error} passes")
+            raise
+        finally:
+            self.events.append("leave")
+
+    def note(self, name: str) -> Callable[..., None]:
+        """Return a callback that notes that it was called; with the payload "raise" it raises."""
+
+        def callback(conn: Connection, *args: object) -> None:
+            self.events.append(name)
+            if name == "close":
+                self.closed.set()
+            if "raise" in args:
+                raise KeyError("a bug")
+
+        return callback
+
+
+def test_each_callback_runs_in_a_scope_of_its_own(connect: Connect) -> None:
+    scopes = Scopes()
+    names = ("connect", "message", "error", "close")
+    manager = ListenableManager(**{f"on_{name}": scopes.note(name) for name in names})
+    _, peer = connect(manager, scope=scopes)
+    peer.send(Opcode.TEXT, b"hi")
+    peer.send(Opcode.TEXT, b"raise")
+    assert peer.read_close() == 1011
+    peer.close_frame(1011)
+    assert scopes.closed.wait(TIMEOUT)
+    wait_until(lambda: scopes.events[-1] == "leave")
+    assert scopes.events == [
+        "enter /ws", "connect", "leave",
+        "enter /ws", "message", "leave",
+        "enter /ws", "message", "'a bug' passes", "leave",
+        "enter /ws", "error", "leave",
+        "enter /ws", "close", "leave",
+    ]
+
+
+def test_on_slow_runs_in_a_scope(connect: Connect) -> None:
+    scopes = Scopes()
+    manager = ListenableManager(on_slow=scopes.note("slow"), max_outbox_size=1)
+    connect(manager, scope=scopes)
+    wait_until(lambda: manager.connections)
+    while "slow" not in scopes.events:
+        manager.broadcast(bytes(1 << 20))
+    assert scopes.events[-3:] == ["enter /ws", "slow", "leave"]
+
+
+def test_a_handler_runs_in_a_scope(connect: Connect) -> None:
+    scopes = Scopes()
+    _, peer = connect(SimpleManager(scopes.note("close")), scope=scopes)
+    assert peer.read_close() == 1000
+    wait_until(lambda: scopes.events == ["enter /ws", "close", "leave"])
 
 
 def test_closing_of_another_connection_is_an_error(connect: Connect) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import FrozenInstanceError, fields
+from typing import Any
 
 import pytest
 
-from wsthread import ListenableManager, Manager, SimpleManager
+from wsthread import Deflate, ListenableManager, Manager, SimpleManager, Upgrader
 from wsthread.options import Options
 
 NUMBERS = [field.name for field in fields(Options) if field.name != "overflow"]
@@ -55,6 +57,24 @@ def test_other_overflow_policies_are_refused(value: object) -> None:
 def test_shutdown_options_are_checked(options: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         Manager(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [
+    {"origins": 5}, {"origins": True}, {"origins": [b"https://example.com"]}, {"origins": [None]},
+    {"subprotocols": "chat"}, {"compression": False}, {"compression": "deflate"},
+])
+def test_options_of_the_upgrader_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"^{next(iter(options))} is "):
+        Upgrader(Manager(), **options)
+
+
+@pytest.mark.parametrize("options", [
+    {"origins": None}, {"origins": "*"}, {"origins": re.compile("https://.*")}, {"origins": str.isascii},
+    {"origins": ["https://a.example", re.compile("https://b.*")]}, {"origins": iter(["*"])}, {"subprotocols": []},
+    {"compression": None}, {"compression": Deflate(level=1)},
+])
+def test_options_of_the_upgrader(options: dict[str, Any]) -> None:
+    Upgrader(Manager(), **options)
 
 
 def test_options_cannot_change() -> None:

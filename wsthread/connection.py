@@ -23,8 +23,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
 
 from werkzeug.wrappers import Request
 
@@ -42,6 +43,9 @@ from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
 
 logger = logging.getLogger("wsthread")
 
+#: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
+Scope: TypeAlias = "Callable[[Connection], AbstractContextManager[Any]]"
+
 # Plain names: looking a member up in its enum or a function up in its module costs as much as a function call.
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 _get_ident, _monotonic = threading.get_ident, time.monotonic
@@ -58,6 +62,8 @@ class Connection(Sender):
         request: the opening handshake as a Werkzeug Request (Flask's, when it came through Flask): args, headers,
             cookies, view_args. A snapshot without body and without the server's objects.
         subprotocol: the subprotocol agreed on, or None.
+        scope: within what the application's code runs, each callback anew; None, the default, for nothing. It comes
+            from :meth:`wsthread.Upgrader.upgrade`.
         close_code: None until the connection is CLOSED; then the code of the peer's Close (1005 when it had none),
             the code we failed the connection with when the peer broke the protocol, or 1006 when no Close came
             (RFC 6455 7.1.5).
@@ -65,7 +71,7 @@ class Connection(Sender):
     """
 
     __slots__ = (
-        "id", "context", "request", "subprotocol", "close_code", "close_reason", "callback", "__weakref__",
+        "id", "context", "request", "subprotocol", "scope", "close_code", "close_reason", "callback", "__weakref__",
         "_registry", "_opening", "_opened_at", "_messages_received", "_bytes_received", "_recv_size", "_room",
         "_waiting_since", "_rate_allowance", "_rate_checked",
     )
@@ -79,6 +85,7 @@ class Connection(Sender):
         *,
         subprotocol: str | None = None,
         agreement: Agreement | None = None,
+        scope: Scope | None = None,
     ) -> None:
         now = _monotonic()
         super().__init__(
@@ -88,6 +95,7 @@ class Connection(Sender):
         self.context: Any = None
         self.request = request
         self.subprotocol = subprotocol
+        self.scope = scope
         self.close_code: int | None = None
         self.close_reason: str | None = None
         self._registry = registry
@@ -302,6 +310,14 @@ class Connection(Sender):
 
     # For the manager
 
+    def call(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call a function of the application within the connection's scope. Any thread may call it."""
+        if self.scope is None:
+            function(*args)
+        else:
+            with self.scope(self):
+                function(*args)
+
     def totals(self) -> Totals:
         """Return what went in and out so far."""
         return Totals(
@@ -357,6 +373,11 @@ class Connection(Sender):
     def due(self) -> float:
         """When to call :meth:`check` next, in monotonic seconds."""
         return self._deadlines.due
+
+    def advance(self, seconds: float) -> None:
+        """Let the deadlines be nearer, as if time had passed, for :mod:`wsthread.testing`."""
+        with self._send_lock:
+            self._deadlines.advance(seconds, _monotonic())
 
     def check(self, now: float) -> None:
         """Do what is due; the housekeeper calls it, with the monotonic time."""

@@ -98,10 +98,14 @@ def dump_on_signal(signum: int) -> None:
 
 
 def _log_dumps() -> None:
-    with _lock:
-        managers = list(_managers)
-    for manager in managers:
+    for manager in managers():
         logger.warning("%s: %s", type(manager).__name__, manager.dump())
+
+
+def managers() -> list[Inhabitant]:
+    """Return those of this process that have had a connection. Any thread may call it."""
+    with _lock:
+        return list(_managers)
 
 
 def is_stopping() -> bool:
@@ -126,11 +130,10 @@ def _gunicorn_worker() -> object:
 
 
 def _shut_down_all() -> None:
-    with _lock:
-        managers = list(_managers)
+    stopping = managers()
     # It may have begun long ago, while the server waited for a request to end.
-    deadlines = [manager.begin_shutdown() + time_to_stop(manager.shutdown_timeout) for manager in managers]
-    for manager in managers:
+    deadlines = [manager.begin_shutdown() + time_to_stop(manager.shutdown_timeout) for manager in stopping]
+    for manager in stopping:
         manager.finish_shutdown(max(0.0, max(deadlines) - time.monotonic()))
 
 

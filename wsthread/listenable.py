@@ -89,20 +89,23 @@ class ListenableManager(Manager):
     def serve(self, conn: Connection) -> None:
         """Call back until the connection closes."""
         self._call("on_connect", conn)
-        callbacks, receive, clock = self._callbacks, conn.receive_message, time.monotonic
+        callbacks, receive, clock, scope = self._callbacks, conn.receive_message, time.monotonic, conn.scope
         while True:
             opcode, payload = receive()
             conn.callback = "on_message", clock()
-            callbacks["on_message"](conn, opcode, payload)
+            if scope is None:  # As nearly always, so it does not cost a call.
+                callbacks["on_message"](conn, opcode, payload)
+            else:
+                conn.call(callbacks["on_message"], conn, opcode, payload)
             conn.callback = None
 
     def report_error(self, conn: Connection, error: Exception) -> None:
         """Call ``on_error``."""
-        self._callbacks["on_error"](conn, error)
+        conn.call(self._callbacks["on_error"], conn, error)
 
     def report_slow(self, conn: Connection) -> None:
         """Call ``on_slow``."""
-        self._callbacks["on_slow"](conn)
+        conn.call(self._callbacks["on_slow"], conn)
 
     def report_close(self, conn: Connection) -> None:
         """Call ``on_close``."""
@@ -110,7 +113,7 @@ class ListenableManager(Manager):
 
     def _call(self, name: str, conn: Connection, *args: Any) -> None:
         conn.callback = name, time.monotonic()
-        self._callbacks[name](conn, *args)
+        conn.call(self._callbacks[name], conn, *args)
         conn.callback = None
 
 

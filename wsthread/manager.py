@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from werkzeug.wrappers import Request
 
 from . import lifecycle, speedups
-from .connection import Connection
+from .connection import Connection, Scope
 from .deflate import Agreement
 from .exceptions import ConnectionClosed, HandshakeError
 from .frames import CloseCode
@@ -284,7 +284,10 @@ class Manager:
     # What a subclass does
 
     def serve(self, conn: Connection) -> None:
-        """Do the work of one connection, in its thread. When it returns, the connection is closed with 1000."""
+        """Do the work of one connection, in its thread. When it returns, the connection is closed with 1000.
+
+        What is the application's is called by way of :meth:`Connection.call`, if its scope is to hold.
+        """
         raise NotImplementedError
 
     def report_error(self, conn: Connection, error: Exception) -> None:
@@ -298,7 +301,9 @@ class Manager:
 
     # For the upgrader
 
-    def prepare(self, request: Request, subprotocol: str | None, agreement: Agreement | None) -> Connection:
+    def prepare(
+        self, request: Request, subprotocol: str | None, agreement: Agreement | None, scope: Scope | None = None,
+    ) -> Connection:
         """Return a CONNECTING connection whose thread has started and waits.
 
         Raises:
@@ -315,7 +320,8 @@ class Manager:
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
             conn = Connection(
-                request, options, housekeeper, self._registry, subprotocol=subprotocol, agreement=agreement)
+                request, options, housekeeper, self._registry, subprotocol=subprotocol, agreement=agreement,
+                scope=scope)
             threading.Thread(target=self._run, args=(conn, address), name=f"wsthread-{conn.id}", daemon=True).start()
         except (RuntimeError, OSError) as error:
             self._registry.dismiss(address)
@@ -473,7 +479,7 @@ class SimpleManager(Manager):
     def serve(self, conn: Connection) -> None:
         """Run the handler."""
         conn.callback = "handler", time.monotonic()
-        self._handler(conn)
+        conn.call(self._handler, conn)
 
 
 def _be_in_no_hurry() -> None:

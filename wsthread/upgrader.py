@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -18,7 +19,7 @@ from werkzeug.datastructures import EnvironHeaders, Headers
 from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import ClosingIterator
 
-from .connection import Connection
+from .connection import Connection, Scope
 from .deflate import Agreement, Deflate, parse_extensions
 from .detach import Detached, find_socket
 from .exceptions import DetachError, HandshakeError
@@ -34,17 +35,14 @@ logger = logging.getLogger("wsthread")
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
 # What the server put into the environ for itself; a connection must not keep it alive.
 _SERVERS_OWN = ("wsgi.", "gunicorn.", "werkzeug.")
-# Servers build the strings of a request anew each time; one copy of the usual ones does for all connections.
-_USUAL = {text: text for text in (
+# Servers build the names of the headers anew for each request; one copy does for all connections.
+_HEADERS = {name: name for name in (
     "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT_LANGUAGE", "HTTP_AUTHORIZATION", "HTTP_CACHE_CONTROL",
     "HTTP_CONNECTION", "HTTP_COOKIE", "HTTP_HOST", "HTTP_ORIGIN", "HTTP_PRAGMA", "HTTP_SEC_FETCH_DEST",
     "HTTP_SEC_FETCH_MODE", "HTTP_SEC_FETCH_SITE", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_KEY",
     "HTTP_SEC_WEBSOCKET_PROTOCOL", "HTTP_SEC_WEBSOCKET_VERSION", "HTTP_UPGRADE", "HTTP_USER_AGENT",
     "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO", "HTTP_X_REAL_IP",
-    "GET", "HTTP/1.1", "http", "https", "websocket", "Upgrade", "keep-alive, Upgrade", "13", "no-cache",
-    "permessage-deflate; client_max_window_bits", "gzip, deflate, br, zstd", "same-origin",
 )}
-_NO_BODY = io.BytesIO()
 
 
 class Upgrader:
@@ -64,6 +62,9 @@ class Upgrader:
             chosen; a client that offers none of them gets a connection without one.
         compression: how to compress messages for clients that offer it (RFC 7692): a :class:`~wsthread.Deflate`.
             None turns it off. Default ``Deflate()``: messages of 1 KiB and more, without context takeover.
+
+    Raises:
+        TypeError: an option of the wrong type.
     """
 
     def __init__(
@@ -76,20 +77,27 @@ class Upgrader:
     ) -> None:
         if isinstance(subprotocols, str):
             raise TypeError("subprotocols is a list of names, not one str")
+        if not isinstance(compression, (Deflate, type(None))):
+            raise TypeError(f"compression is a Deflate or None, not {compression!r}")
         self._manager = manager
-        # A generator would be used up by the first request.
-        self._origins = tuple(origins) if isinstance(origins, Iterable) and not isinstance(origins, str) else origins
+        self._origins = _checked_origins(origins)
         self._subprotocols = tuple(subprotocols)
         self._compression = compression
 
     def upgrade(
-        self, request: Request | dict[str, Any], *, headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        self,
+        request: Request | dict[str, Any],
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        scope: Scope | None = None,
     ) -> Response:
         """Return the response that makes a WebSocket out of a request, or refuses it.
 
         Args:
             request: a Werkzeug or Flask request, or a WSGI environ.
             headers: more headers for the 101.
+            scope: ``scope(conn)`` returns a context manager within which each callback of this connection runs, or
+                the handler of a blocking manager. None for nothing; :mod:`wsthread.flask` gives Flask's contexts.
 
         Returns:
             A 101, to be returned from the view as it is. A refusal is a response too: 400, 403, 405, 426 or 501, with
@@ -107,7 +115,7 @@ class Upgrader:
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
         extension = None if agreement is None else agreement.extension
         response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
-        prepare = functools.partial(self._manager.prepare, _snapshot(request), subprotocol, agreement)
+        prepare = functools.partial(self._manager.prepare, _snapshot(request), subprotocol, agreement, scope)
         setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
@@ -125,7 +133,8 @@ class Upgrader:
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
         environ = request.environ
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
-        find_socket(environ)
+        if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
+            find_socket(environ)
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, self._origins)
         offered = tokens(headers.get("sec-websocket-protocol", ""))
@@ -133,6 +142,16 @@ class Upgrader:
         if self._compression is not None:
             agreement = self._compression.negotiate(parse_extensions(headers.get("sec-websocket-extensions", "")))
         return key, select_subprotocol(offered, self._subprotocols), agreement
+
+
+def _checked_origins(origins: Origins) -> Origins:
+    if origins is None or callable(origins) or isinstance(origins, (str, re.Pattern)):
+        return origins
+    # A generator would be used up by the first request.
+    several = tuple(origins) if isinstance(origins, Iterable) else (None,)
+    if not all(isinstance(one, (str, re.Pattern)) for one in several):
+        raise TypeError(f"origins is {origins!r}, it must be None, a callable, or strings and patterns")
+    return several
 
 
 class _Switch:
@@ -188,10 +207,10 @@ class _Switch:
 def _snapshot(request: Request) -> Request:
     """Return a copy of a request that lives on without its server and its body."""
     environ = {
-        _USUAL.get(name, name): _USUAL.get(value, value) if isinstance(value, str) else value
+        _HEADERS.get(name, name): value
         for name, value in request.environ.items() if not name.startswith(_SERVERS_OWN)}
     environ["wsgi.url_scheme"] = request.environ["wsgi.url_scheme"]
-    environ["wsgi.input"] = _NO_BODY
+    environ["wsgi.input"] = io.BytesIO()
     snapshot = request.__class__(environ, populate_request=False)  # type() would be that of Flask's proxy.
     for name in ("url_rule", "view_args"):  # Flask's.
         if hasattr(request, name):

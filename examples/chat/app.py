@@ -18,19 +18,20 @@ import json
 import threading
 from typing import Any
 
-from flask import Flask, render_template, request
-from werkzeug.wrappers import Response
+from flask import Flask, render_template
 
-from wsthread import CloseCode, Connection, ListenableManager, Opcode, Upgrader
+from wsthread import CloseCode, Connection, ListenableManager, Opcode
+from wsthread.flask import WebSockets
 
 MAX_NAME = 24  # Characters.
 MAX_TEXT = 1000
 MAX_ID = 40
 
 app = Flask(__name__)
+ws = WebSockets(app)
 # Room for the longest text even when JSON escapes each of its characters; what is larger closes with 1009.
 manager = ListenableManager(max_message_size=16_384)
-upgrader = Upgrader(manager)
+ws.mount("/ws", manager)
 announcing = threading.Lock()  # Guards the order of the announcements: the last one to arrive has the right names.
 
 
@@ -84,8 +85,3 @@ def encode(event: str, **fields: Any) -> str:
 @app.route("/")
 def index() -> str:
     return render_template("index.html", max_name=MAX_NAME, max_text=MAX_TEXT)
-
-
-@app.route("/ws", websocket=True)
-def ws() -> Response:
-    return upgrader.upgrade(request)

@@ -1,0 +1,425 @@
+"""The testing client, which makes WebSockets in process: with plain WSGI, with Flask and on its own."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flask import Blueprint, Flask, abort, make_response, redirect, request, session
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.test import Client
+from werkzeug.wrappers import Response
+
+from wsthread import CloseCode, Connection, ConnectionClosed, ListenableManager, SimpleManager, State, Upgrader
+from wsthread.testing import Refused, WebSocket, advance, connect
+
+pytest_plugins = ["pytester"]
+
+Open = Callable[..., WebSocket]
+
+
+def echo(conn: Connection) -> None:
+    for message in conn:
+        conn.send(message)
+
+
+def served(handler: Callable[[Connection], Any], **options: Any) -> Upgrader:
+    """Return a plain WSGI application that runs a handler."""
+    return Upgrader(SimpleManager(handler, **options), subprotocols=["chat.v2", "chat.v1"])
+
+
+# What the application sends
+
+
+def test_echo(websocket: Open) -> None:
+    ws = websocket(served(echo))
+    for payload in ("text", b"binary", "", "Grüße 🙂", b"x" * 300_000):
+        ws.send(payload)
+        assert ws.receive() == payload
+
+
+def test_messages_in_a_loop(websocket: Open) -> None:
+    def count(conn: Connection) -> None:
+        for number in range(3):
+            conn.send(str(number))
+
+    ws = websocket(served(count))
+    assert list(ws) == ["0", "1", "2"]
+    assert (ws.close_code, ws.close_reason) == (1000, "")
+
+
+def test_messages_before_a_close_are_kept() -> None:
+    def say_more(conn: Connection) -> None:
+        conn.receive()
+        conn.send("one")
+        conn.send("two")
+
+    ws = connect(served(say_more))
+    ws.send("go")
+    ws.close()
+    assert [ws.receive(), ws.receive()] == ["one", "two"]
+    with pytest.raises(ConnectionClosed):
+        ws.receive()
+
+
+# Ends
+
+
+def test_server_closes(websocket: Open) -> None:
+    ws = websocket(served(lambda conn: conn.close(4001, "enough")))
+    with pytest.raises(ConnectionClosed) as caught:
+        ws.receive()
+    assert (caught.value.code, caught.value.reason) == (ws.close_code, ws.close_reason) == (4001, "enough")
+    with pytest.raises(ConnectionClosed):
+        ws.ping()
+
+
+def test_sending_to_a_server_that_has_closed(websocket: Open) -> None:
+    ws = websocket(served(lambda conn: conn.close(4001)))
+    assert ws.connection is not None
+    with pytest.raises(ConnectionClosed) as caught:
+        while True:
+            ws.send("too late")
+    assert caught.value.code == 4001
+
+
+def test_server_cuts(websocket: Open) -> None:
+    ws = websocket(served(lambda conn: conn.terminate()))
+    with pytest.raises(ConnectionClosed) as caught:
+        ws.receive()
+    assert caught.value.code == CloseCode.ABNORMAL_CLOSURE
+
+
+@pytest.mark.parametrize("end", [
+    lambda ws: ws.close(), lambda ws: ws.close(3000, "bye"), lambda ws: ws.terminate()], ids=["1000", "3000", "1006"])
+def test_on_close_has_returned(end: Callable[[WebSocket], None]) -> None:
+    """There is nothing to wait for after close() and terminate()."""
+    closed: list[tuple[int | None, str | None]] = []
+
+    def note(conn: Connection) -> None:
+        threading.Event().wait(0.05)  # As one who writes to a database.
+        closed.append((conn.close_code, conn.close_reason))
+
+    ws = connect(Upgrader(ListenableManager(on_close=note)))
+    end(ws)
+    assert [code for code, _ in closed] == [ws.close_code]
+    if ws.close_code != 1006:
+        assert closed == [(ws.close_code, ws.close_reason or "bye" * (ws.close_code == 3000))]
+    ws.close()  # Nothing happens.
+
+
+def test_code_that_may_not_be_sent(websocket: Open) -> None:
+    with pytest.raises(ValueError, match="1006"):
+        websocket(served(echo)).close(1006)
+
+
+def test_with_block_closes() -> None:
+    with connect(served(echo)) as ws:
+        ws.send("hi")
+    assert (ws.close_code, ws.receive()) == (1000, "hi")
+    with pytest.raises(ZeroDivisionError):
+        with connect(served(echo)) as ws:
+            raise ZeroDivisionError
+    assert ws.close_code is None  # It was not waited for, so that nothing hides the failure.
+    for use in (ws.receive, ws.ping, lambda: ws.send("hi")):
+        with pytest.raises(ConnectionClosed):
+            use()
+
+
+# Waits have deadlines
+
+
+def test_nothing_comes(websocket: Open) -> None:
+    ws = websocket(served(echo), timeout=0.05)
+    with pytest.raises(TimeoutError):
+        ws.receive()
+    with pytest.raises(TimeoutError):
+        ws.receive(timeout=0)
+    ws.send("still there")
+    assert ws.receive(timeout=5) == "still there"
+
+
+def test_application_is_busy() -> None:
+    done = threading.Event()
+    ws = connect(served(lambda conn: done.wait(5)), timeout=0.05)
+    with pytest.raises(TimeoutError):
+        ws.ping()
+    with pytest.raises(TimeoutError, match="does not read"):
+        ws.send(b"x" * (8 << 20))
+    with pytest.raises(TimeoutError):
+        ws.close()
+    with pytest.raises(TimeoutError, match="not done"):
+        ws.terminate()
+    done.set()
+    ws.terminate(timeout=5)
+
+
+# Pings, and time
+
+
+def test_ping_returns_when_all_is_handled(websocket: Open) -> None:
+    handled: list[str] = []
+
+    def handle(conn: Connection, opcode: int, payload: str) -> None:
+        threading.Event().wait(0.02)
+        handled.append(payload)
+        conn.send(payload)
+
+    ws = websocket(Upgrader(ListenableManager(on_message=handle)))
+    for number in range(3):
+        ws.send(str(number))
+    ws.ping()
+    assert handled == ["0", "1", "2"]
+    assert [ws.receive(timeout=0) for _ in range(3)] == ["0", "1", "2"]  # They were kept.
+
+
+def test_pings_of_the_server(websocket: Open) -> None:
+    ws = websocket(served(echo, ping_interval=20, ping_timeout=20))
+    for count in range(1, 5):
+        advance(20)
+        ws.ping()  # They are answered on the way.
+        assert ws.pings == count
+    assert ws.connection is not None and ws.connection.latency is not None
+    ws.send("alive")
+    assert ws.receive() == "alive"
+
+
+@pytest.mark.parametrize("steps", [[41], [20, 21], [1] * 41])
+def test_a_peer_that_does_not_answer_pings_is_cut(websocket: Open, steps: list[float]) -> None:
+    ws = websocket(served(echo, ping_interval=20, ping_timeout=20))
+    for step in steps:
+        advance(step)
+    with pytest.raises(ConnectionClosed):
+        ws.receive()
+    assert ws.close_code == CloseCode.ABNORMAL_CLOSURE
+    ws.close()
+    assert ws.connection is not None
+    assert ws.connection.close_reason == "no pong within 20 s"
+
+
+def test_read_timeout(websocket: Open) -> None:
+    ws = websocket(served(echo, read_timeout=60, ping_interval=None))
+    advance(50)
+    ws.send("not idle")
+    ws.ping()
+    assert ws.receive() == "not idle"
+    advance(50)
+    ws.ping()
+    advance(11)
+    with pytest.raises(ConnectionClosed) as caught:
+        ws.receive()
+    assert (caught.value.code, caught.value.reason) == (1001, "no message for 60 s")
+
+
+def test_close_timeout(websocket: Open) -> None:
+    ws = websocket(served(lambda conn: conn.close(), close_timeout=10))
+    conn = ws.connection
+    assert conn is not None
+    while conn.state is State.OPEN:
+        threading.Event().wait(0.001)
+    advance(9)
+    assert not conn.closed
+    advance(1.5)
+    ws.terminate()
+    assert (conn.close_code, conn.close_reason) == (1006, "no answer to Close 1000: timeout of 10 s")
+
+
+def test_time_does_not_go_back() -> None:
+    with pytest.raises(ValueError, match="does not go back"):
+        advance(-1)
+
+
+# The handshake
+
+
+def test_subprotocol(websocket: Open) -> None:
+    app = served(lambda conn: conn.send(str(conn.subprotocol)))
+    for offered, chosen in [(["chat.v1"], "chat.v1"), (["other", "chat.v1", "chat.v2"], "chat.v2"), (["other"], None)]:
+        ws = websocket(app, subprotocols=offered)
+        assert (ws.subprotocol, ws.receive()) == (chosen, str(chosen))
+
+
+def test_request(websocket: Open) -> None:
+    def tell(conn: Connection) -> None:
+        seen = conn.request
+        conn.send(f"{seen.url} {seen.headers['X-Token']} {seen.cookies['a']} {seen.environ['some.key']}")
+
+    ws = websocket(
+        served(tell), "/ws?q=1", headers={"X-Token": "secret", "Cookie": "a=b"}, base_url="https://chat.example",
+        environ_overrides={"some.key": 5})
+    assert ws.receive() == "https://chat.example/ws?q=1 secret b 5"
+
+
+@pytest.mark.parametrize("scheme", ["ws", "http", "wss", "https"])
+def test_absolute_url(websocket: Open, scheme: str) -> None:
+    ws = websocket(served(lambda conn: conn.send(conn.request.url)), f"{scheme}://chat.example/ws?q=1")
+    assert ws.receive() == f"{scheme.replace('ws', 'http')}://chat.example/ws?q=1"
+
+
+def test_headers_of_the_101(websocket: Open) -> None:
+    ws = websocket(served(echo))
+    assert ws.response.status_code == 101
+    accept = ws.response.headers["Sec-WebSocket-Accept"]
+    assert list(ws.response.headers) == [
+        ("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
+
+
+def test_refusal() -> None:
+    with pytest.raises(Refused, match="403 Forbidden: Origin is") as caught:
+        connect(served(echo), headers={"Origin": "https://evil.example"})
+    assert caught.value.response.status_code == 403
+    assert "https://evil.example" in caught.value.response.text
+
+
+def test_application_that_raises() -> None:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        raise LookupError("a bug")
+
+    with pytest.raises(LookupError, match="a bug"):
+        connect(app)
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 101 Switching"])
+def test_application_that_does_not_mean_its_101(says: bytes) -> None:
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        environ["werkzeug.socket"].sendall(says)
+        environ["werkzeug.socket"].shutdown(socket.SHUT_WR)
+        start_response("101 Switching Protocols", [])
+        return []
+
+    with pytest.raises(Refused, match="101"):
+        connect(app)
+
+
+def test_connection_that_is_over_at_once() -> None:
+    """When its thread ends before connect() looks for it."""
+    app = Upgrader(SimpleManager(lambda conn: conn.terminate()))
+    for _ in range(20):
+        with connect(app) as ws:
+            assert list(ws) == []
+        assert ws.close_code == 1006
+
+
+def test_a_broadcast_reaches_who_has_connected(websocket: Open) -> None:
+    manager = ListenableManager()
+    clients = [websocket(Upgrader(manager)) for _ in range(20)]
+    assert manager.broadcast("to all").sent == 20
+    assert {ws.receive() for ws in clients} == {"to all"}
+    assert [ws.connection for ws in clients] == list(manager.connections)
+
+
+def test_connecting_in_threads() -> None:
+    """Each finds its own connection."""
+    app = served(echo)
+    found: list[bool] = []
+
+    def talk(number: int) -> None:
+        with connect(app, f"/{number}") as ws:
+            ws.send("hi")
+            assert ws.receive() == "hi"
+            assert ws.connection is not None
+            found.append(ws.connection.request.path == f"/{number}")
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found == [True] * 20
+
+
+# Applications and clients
+
+
+def test_below_a_dispatcher(websocket: Open) -> None:
+    def page(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        return Response("a page")(environ, start_response)
+
+    app = DispatcherMiddleware(page, {"/ws": served(lambda conn: conn.send(conn.request.root_path))})
+    assert websocket(app, "/ws/deeper").receive() == "/ws"
+    with pytest.raises(Refused, match="a page"):
+        connect(app, "/")
+
+
+@pytest.fixture
+def app() -> Flask:
+    """A Flask application without the extension."""
+    app = Flask(__name__)
+    app.secret_key = "for tests only"
+    bp = Blueprint("chat", __name__, url_prefix="/chat")
+    upgrader = Upgrader(SimpleManager(lambda conn: conn.send(repr(getattr(conn.request, "view_args")))))
+
+    @bp.route("/<int:room>", websocket=True)
+    def chat(room: int) -> Response:
+        session["visits"] = session.get("visits", 0) + 1
+        if room == 13:
+            abort(403)
+        response = make_response(upgrader.upgrade(request) if "name" in session else redirect("/login", 302))
+        response.set_cookie("seen", str(room))
+        return response
+
+    app.register_blueprint(bp)
+    return app
+
+
+def test_route_in_a_blueprint(websocket: Open, app: Flask) -> None:
+    client = app.test_client()
+    with pytest.raises(Refused, match="302") as caught:
+        connect(client, "/chat/7")
+    assert caught.value.response.location == "/login"
+    assert client.get_cookie("seen") is not None  # Also those of a refusal.
+    with client.session_transaction() as saved:
+        saved["name"] = "Ada"
+    assert websocket(client, "/chat/7").receive() == "{'room': 7}"
+    with pytest.raises(Refused, match="403"):
+        connect(client, "/chat/13")
+    with pytest.raises(Refused, match="404"):
+        connect(client, "/chat/x")
+
+
+def test_cookies_of_the_101_are_kept(websocket: Open, app: Flask) -> None:
+    client = app.test_client()
+    with client.session_transaction() as saved:
+        saved["name"] = "Ada"
+    for room in (1, 2):
+        websocket(client, f"/chat/{room}")
+        cookie = client.get_cookie("seen")
+        assert cookie is not None and cookie.value == str(room)
+    with client.session_transaction() as saved:
+        assert saved["visits"] == 2
+
+
+def test_client_of_werkzeug(websocket: Open, app: Flask) -> None:
+    client = Client(app)
+    with pytest.raises(Refused):
+        connect(client, "/chat/7")
+    assert client.get_cookie("seen") is not None
+    with pytest.raises(Refused):  # An application keeps none.
+        connect(app, "/chat/7")
+
+
+# The plugin for pytest
+
+
+def test_fixture_closes_what_it_opened(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        from wsthread import ListenableManager, Upgrader
+
+        closed = []
+        manager = ListenableManager(on_close=lambda conn: closed.append(conn.close_code))
+
+        def test_open(websocket):
+            for _ in range(3):
+                websocket(Upgrader(manager))
+            assert len(manager.connections) == 3
+            manager.connections[0].close(4000)
+
+        def test_closed():
+            assert sorted(closed) == [1000, 1000, 4000]
+            assert manager.connections == ()
+    """)
+    # Without the plugin of hypothesis, which takes longer than all other tests here together.
+    pytester.runpytest("-p", "no:hypothesispytest").assert_outcomes(passed=2)
