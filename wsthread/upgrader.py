@@ -35,14 +35,17 @@ logger = logging.getLogger("wsthread")
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
 # What the server put into the environ for itself; a connection must not keep it alive.
 _SERVERS_OWN = ("wsgi.", "gunicorn.", "werkzeug.")
-# Servers build the names of the headers anew for each request; one copy does for all connections.
-_HEADERS = {name: name for name in (
+# Servers build the strings of a request anew each time; one copy of the usual ones does for all connections.
+_USUAL = {text: text for text in (
     "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT_LANGUAGE", "HTTP_AUTHORIZATION", "HTTP_CACHE_CONTROL",
     "HTTP_CONNECTION", "HTTP_COOKIE", "HTTP_HOST", "HTTP_ORIGIN", "HTTP_PRAGMA", "HTTP_SEC_FETCH_DEST",
     "HTTP_SEC_FETCH_MODE", "HTTP_SEC_FETCH_SITE", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_KEY",
     "HTTP_SEC_WEBSOCKET_PROTOCOL", "HTTP_SEC_WEBSOCKET_VERSION", "HTTP_UPGRADE", "HTTP_USER_AGENT",
     "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO", "HTTP_X_REAL_IP",
+    "GET", "HTTP/1.1", "http", "https", "websocket", "Upgrade", "keep-alive, Upgrade", "13", "no-cache",
+    "permessage-deflate; client_max_window_bits", "gzip, deflate, br, zstd", "same-origin",
 )}
+_NO_BODY = io.BytesIO()
 
 
 class Upgrader:
@@ -207,10 +210,10 @@ class _Switch:
 def _snapshot(request: Request) -> Request:
     """Return a copy of a request that lives on without its server and its body."""
     environ = {
-        _HEADERS.get(name, name): value
+        _USUAL.get(name, name): _USUAL.get(value, value) if isinstance(value, str) else value
         for name, value in request.environ.items() if not name.startswith(_SERVERS_OWN)}
     environ["wsgi.url_scheme"] = request.environ["wsgi.url_scheme"]
-    environ["wsgi.input"] = io.BytesIO()
+    environ["wsgi.input"] = _NO_BODY
     snapshot = request.__class__(environ, populate_request=False)  # type() would be that of Flask's proxy.
     for name in ("url_rule", "view_args"):  # Flask's.
         if hasattr(request, name):
