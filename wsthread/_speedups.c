@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 enum { SMALL = 4096 };  /* Bytes that are not worth giving up the GIL for, or a block of memory. */
@@ -272,17 +273,22 @@ static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
             return PyBytes_FromStringAndSize(first, got);
         return got == -1 ? PyErr_SetFromErrno(PyExc_OSError) : NULL;
     }
-    PyObject *result = PyBytes_FromStringAndSize(NULL, size);
+    int more;  /* The kernel knows, so memory is taken for no more than that. */
+    if (ioctl(fd, FIONREAD, &more) < 0 || more <= 0)
+        return PyBytes_FromStringAndSize(first, got);
+    if (more > size - FIRST)
+        more = (int)(size - FIRST);
+    PyObject *result = PyBytes_FromStringAndSize(NULL, FIRST + (Py_ssize_t)more);
     if (result == NULL)
         return NULL;
     memcpy(PyBytes_AS_STRING(result), first, FIRST);
-    got = receive(fd, PyBytes_AS_STRING(result) + FIRST, size - FIRST, MSG_DONTWAIT);
+    got = receive(fd, PyBytes_AS_STRING(result) + FIRST, more, MSG_DONTWAIT);
     if (got == -2) {
         Py_DECREF(result);
         return NULL;
     }
-    /* An error or EOF will come again with the next read. */
-    _PyBytes_Resize(&result, FIRST + (got > 0 ? got : 0));
+    if (got < more)  /* An error or EOF will come again with the next read. */
+        _PyBytes_Resize(&result, FIRST + (got > 0 ? got : 0));
     return result;
 }
 

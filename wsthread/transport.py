@@ -14,9 +14,10 @@ from types import MethodType
 
 from .speedups import c
 
-# Bytes to read at once: few while waiting, more after a read that was full. What belongs to a large frame is then read
-# where it has to be in the end, and need not be copied there.
-IDLE_RECV_SIZE, RECV_SIZE = 1 << 10 if c is None else 1 << 12, 1 << 16
+# Bytes to read at once. In Python a read holds its buffer while it waits, so wait with a small one and read on with a
+# large one when it was filled. In C memory is taken when the bytes are there.
+RECV_SIZE = 1 << 16 if c is None else 1 << 17
+IDLE_RECV_SIZE = 1 << 10 if c is None else RECV_SIZE
 #: For :attr:`Transport.send`: more follows at once.
 MORE = int(getattr(socket, "MSG_MORE", 0))
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
