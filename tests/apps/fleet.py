@@ -5,6 +5,7 @@ The manager's options come as JSON from the environment variable MANAGER.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import threading
@@ -66,6 +67,13 @@ def broadcast() -> Response:
         for name, value in result._asdict().items():
             sums[name] = sums.get(name, 0) + value
     return jsonify(sums)
+
+
+@app.route("/objects")
+def objects() -> str:
+    """Tell how many objects the garbage collector knows, once it has collected."""
+    gc.collect()
+    return str(len(gc.get_objects()))
 
 
 @app.route("/stats")
