@@ -77,6 +77,7 @@ def main() -> int:
     except programs.CannotCompile as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
+    launch.end_servers_on_sigterm()
     limit = machine.raise_descriptor_limit()
     if limit < 4500:
         print(f"The limit of file descriptors is {limit}; servers fail at 1,000 connections (ulimit -Hn).")

@@ -62,6 +62,7 @@ def main() -> int:
     except (programs.CannotCompile, launch.LeftOut) as error:
         print(f"FAILED: {error}", file=sys.stderr)
         return 1
+    launch.end_servers_on_sigterm()
     descriptors, description, rows = machine.raise_descriptor_limit(), machine.describe(), []
     for size in map(int, arguments.sizes.split(",")):
         for contestant in chosen:

@@ -29,6 +29,7 @@ STOP_TIMEOUT = 5  # Seconds until SIGKILL.
 REQUEST = (
     "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+EMPTY_CLOSE = b"\x88\x80" + bytes(4)  # Masked with zeros.
 
 GTHREAD = [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--workers", "1", "--log-level", "error",
            "--chdir", str(SERVERS), "--bind", "127.0.0.1:{port}"]
@@ -162,7 +163,7 @@ class Server:
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the server does not answer ({error}); see {self._log}") from error
                 time.sleep(0.05)
-        time.sleep(0.2)  # For the server to notice that these two have gone.
+        time.sleep(0.1)  # For what the server does after it has closed these two.
 
     def _shake_hands(self, path: str) -> None:
         with socket.create_connection(("127.0.0.1", self.port), timeout=START_TIMEOUT) as sock:
@@ -170,6 +171,13 @@ class Server:
             answer = sock.recv(100)
             if not answer.startswith(b"HTTP/1.1 101 "):
                 raise ConnectionRefusedError(f"{path} is answered with {answer[:60]!r}")
+            sock.sendall(EMPTY_CLOSE)
+            sock.settimeout(1)
+            try:
+                while sock.recv(4096):  # Until the server closes; not all of them do.
+                    pass
+            except OSError:
+                pass
 
     def stop(self) -> None:
         """End it, at once if it does not hear."""
@@ -187,6 +195,11 @@ class Server:
             os.killpg(self.process.pid, number)
         except ProcessLookupError:
             pass
+
+
+def end_servers_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack of this process, like Ctrl-C: servers have sessions of their own and would stay."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:

@@ -24,12 +24,14 @@ class Usage(NamedTuple):
 
     Attributes:
         rss: resident memory in KiB.
+        peak: the most that it was since :func:`forget_peak`, in KiB.
         virtual: virtual memory in KiB.
         threads: how many.
         descriptors: open file descriptors.
     """
 
     rss: int
+    peak: int
     virtual: int
     threads: int
     descriptors: int
@@ -63,17 +65,23 @@ def tree(root: int) -> list[int]:
 
 def usage(pids: Iterable[int]) -> Usage:
     """Return what processes use together; those that are gone use nothing."""
-    sums = [0, 0, 0, 0]
+    sums = [0] * len(Usage._fields)
     for pid in pids:
         try:
             status = dict(
                 line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-            one = [int(status[name].split()[0]) for name in ("VmRSS", "VmSize", "Threads")]
+            one = [int(status[name].split()[0]) for name in ("VmRSS", "VmHWM", "VmSize", "Threads")]
             one.append(len(os.listdir(f"/proc/{pid}/fd")))
         except (OSError, KeyError):
             continue
         sums = [total + part for total, part in zip(sums, one)]
     return Usage(*sums)
+
+
+def forget_peak(pids: Iterable[int]) -> None:
+    """Let the peaks of resident memory begin anew with what it is now."""
+    for pid in pids:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def process_times(pids: Iterable[int]) -> Times:

@@ -7,6 +7,7 @@ has a question mark.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -77,12 +78,14 @@ def grid(rows: list[list[str]]) -> list[str]:
 
 
 def figure(value: float | None) -> str:
-    """Return a number with three digits that count."""
+    """Return a number with two digits that count, or three."""
     if value is None:
         return NONE
-    if value >= 100:
+    if value >= 100 or not value:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 or not value else f"{value:.2g}"
+    if value >= 0.1:
+        return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:.{1 - math.floor(math.log10(value))}f}"  # Two digits.
 
 
 def save(name: str, lines: list[str], data: object) -> None:
@@ -161,19 +164,20 @@ def _starved(results: Results, scenarios: list[Scenario]) -> list[str]:
 
 def _stuck(results: Results) -> list[str]:
     scenario = SCENARIOS["stuck"]
-    rows = [["Server", "deliveries/s", "longest silence", "of", "RSS at start", "and at the end", "verdict"]]
+    rows = [["Server", "deliveries/s", "longest silence", "of", "RSS before", "at most", "verdict"]]
     for server in results.servers:
         rounds = [row for row in results.of(server, scenario) if "rate" in row]
         if not rounds:
             rows.append([server, *["failed"] * bool(results.of(server, scenario)), *[NONE] * 6][:7])
             continue
-        row = max(rounds, key=lambda row: row["longest_silence_ms"])
+        quiet = [row for row in rounds if row["foreign"] < results.disturbed]
+        row = max(quiet or rounds, key=lambda row: row["longest_silence_ms"])
         silence, window = row["longest_silence_ms"] / 1000, row["seconds"]
-        rss = [row[when]["rss"] / 1024 for when in ("before", "after")]
+        rss = [row["before"]["rss"] / 1024, row["after"]["peak"] / 1024]
         stalls, grows = silence > window / 4, rss[1] - rss[0] > GROWTH
         rows.append([
             server, figure(row["rate"]), f"{silence:.2f} s", f"{window:.1f} s", *(f"{one:.0f} MiB" for one in rss),
-            "all wait for it" if stalls else "memory grows" if grows else "good"])
+            ("all wait for it" if stalls else "memory grows" if grows else "good") + "?" * (not quiet)])
     title = "One of 51 subscribers never reads; what the others get (the round with the longest silence)"
     return [f"{title}:", "", *grid(rows), ""]
 

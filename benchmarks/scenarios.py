@@ -79,6 +79,7 @@ def run(scenario: Scenario, server: Server, place: Place) -> Row:
     arguments = [
         scenario.mode, *scenario.arguments, "--path", path, "--pids", ",".join(map(str, server.pids)),
         "-d", str(place.seconds), "-w", str(place.warm_up)]
+    machine.forget_peak(server.pids)
     before = machine.usage(server.pids)
     row: Row = {"ok": False, "error": "", "foreign": 0.0, "before": before._asdict()}
     try:
@@ -98,7 +99,6 @@ def run(scenario: Scenario, server: Server, place: Place) -> Row:
 
 def _measure(row: Row, load: Load, server: Server, place: Place) -> None:
     begun = time.monotonic()
-    row["at_start"] = machine.usage(server.pids)._asdict()
     watches = [
         machine.Watch(place.server_cpu, server.pids + [load.process.pid] * (place.server_cpu == place.load_cpu)),
         machine.Watch(place.load_cpu, [load.process.pid] + server.pids * (place.server_cpu == place.load_cpu)),
