@@ -15,7 +15,7 @@ help:
 	@echo "make cover        run the tests of the modules without I/O and show their coverage"
 	@echo "make fuzz         fuzz the parser and the handshake with atheris; RUNS=10000000 for more than a minute of it"
 	@echo "make conformance  run the Autobahn test suite; it needs Python 2.7; CASES='1.* 7.*' for some of it"
-	@echo "make bench        compare with other servers, about 40 minutes; ARGS='--rounds 1 --seconds 0.5', ARGS=--help"
+	@echo "make bench        compare with other servers, half an hour; ARGS='--rounds 1 --seconds 0.5', ARGS=--help"
 	@echo "make bench-connections bench-slow   hold 10,000 connections; broadcast while somebody does not read"
 	@echo "make clean        remove what the others made"
 

@@ -201,7 +201,7 @@ def _notes(results: Results) -> Iterable[str]:
         yield (
             f"In {disturbed} of {len(results.rows)} runs others used {results.disturbed:.0%} or more of one of the two "
             "CPUs; \"?\" is a figure that comes from such runs only.")
-    failed = [row for row in results.rows if not row["ok"] and row["scenario"] != "stuck"]
+    failed = [row for row in results.rows if not row["ok"]]
     if failed:
         yield "\"!\" is a figure that some rounds are missing from, because they failed:"
         for text in dict.fromkeys(f"{row['server']}, {row['scenario']}: {row['error']}" for row in failed):
