@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help run test integration matrix style types cover fuzz conformance clean
+.PHONY: help run test integration matrix style types cover fuzz conformance bench bench-connections bench-slow clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT)"
@@ -15,6 +15,8 @@ help:
 	@echo "make cover        run the tests of the modules without I/O and show their coverage"
 	@echo "make fuzz         fuzz the parser and the handshake with atheris; RUNS=10000000 for more than a minute of it"
 	@echo "make conformance  run the Autobahn test suite; it needs Python 2.7; CASES='1.* 7.*' for some of it"
+	@echo "make bench        compare with other servers, half an hour; ARGS='--rounds 1 --seconds 0.5', ARGS=--help"
+	@echo "make bench-connections bench-slow   hold 10,000 connections; broadcast while somebody does not read"
 	@echo "make clean        remove what the others made"
 
 run: .venv/.run
@@ -68,6 +70,24 @@ fuzz: .venv/.fuzz
 
 conformance: .venv/.run
 	$(BIN)/python tests/conformance.py
+
+# They compare libraries that nobody else needs, so they have an environment of their own. Results are in build/bench.
+BENCH := build/bench/venv
+bench: $(BENCH)/.bench
+	$(BENCH)/bin/python benchmarks/compare.py $(ARGS)
+
+bench-connections bench-slow: bench-%: $(BENCH)/.bench
+	$(BENCH)/bin/python benchmarks/$*.py $(ARGS)
+
+$(BENCH)/.bench: setup.cfg setup.py pyproject.toml wsthread/_speedups.c
+	@command -v $(firstword $(CC)) >/dev/null || { \
+		echo "The benchmarks need a C compiler, and there is no $(firstword $(CC)) (Debian: apt-get install gcc" \
+			"libc6-dev). CC=clang takes another one." >&2; exit 1; }
+	$(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]" || { \
+		echo "The servers to compare with could not be installed. On PyPI they are for the newest versions of CPython" \
+			"on Linux; this is $$($(PYTHON) -VV), $$(uname -sm)." >&2; exit 1; }
+	@touch $@
 
 # One stamp per extra of setup.cfg. The egg-link makes later edits of the code take effect by themselves.
 .venv/.%: setup.cfg setup.py pyproject.toml wsthread/_speedups.c | .venv/bin/python
