@@ -36,7 +36,7 @@ $(NODE_MODULES): tests/node/package.json
 	-cd tests/node && npm install --no-audit --no-fund --no-package-lock --loglevel=error
 	-@touch -c $@
 
-# VERSIONS=ends: only the oldest and the newest of each. PYTHON=python3.13: with another Python.
+# VERSIONS=oldest: only the oldest of each; the newest are in .venv. PYTHON=python3.13: with another Python.
 VERSIONS ?= all
 matrix:
 	$(PYTHON) tests/matrix.py $(VERSIONS)
