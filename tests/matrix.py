@@ -1,8 +1,8 @@
 """Runs the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask, and prints a table.
 
-``make matrix`` runs all of :data:`ROWS`, ``make matrix VERSIONS=oldest`` the first; the newest of all is what
-``make test`` and ``make integration`` run on. Each row gets
-an environment of its own below build/matrix, which is made anew only when its requirements change.
+``make matrix`` runs all of :data:`ROWS`, ``make matrix VERSIONS=oldest`` the first; the newest of all are what
+``make test`` and ``make integration`` run on. Each row gets an environment of its own below build/matrix, which is made
+anew only when its requirements change.
 
 The tests are the same for all versions. What a version cannot do is in :data:`CANNOT`: the tests for it are left
 out there, and the table says so.
