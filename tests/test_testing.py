@@ -274,6 +274,12 @@ def test_refusal() -> None:
     assert "https://evil.example" in caught.value.response.text
 
 
+def test_refusal_that_is_no_text() -> None:
+    app = Response(b"\x89PNG", status=403, content_type="image/png")
+    with pytest.raises(Refused, match="403 FORBIDDEN: \N{REPLACEMENT CHARACTER}PNG"):
+        connect(app)
+
+
 def test_application_that_raises() -> None:
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         raise LookupError("a bug")

@@ -68,7 +68,7 @@ class Refused(WebSocketError):
         self.response = response
 
     def __str__(self) -> str:
-        return f"{self.response.status}: {self.response.get_data(as_text=True)[:200].strip()}"
+        return f"{self.response.status}: {self.response.data.decode(errors='replace')[:200].strip()}"
 
 
 class WebSocket:
