@@ -309,6 +309,19 @@ def test_connection_that_is_over_at_once() -> None:
         assert ws.close_code == 1006
 
 
+def test_connection_that_is_over_at_once_beside_another(websocket: Open) -> None:
+    """The thread of the other is not waited for."""
+    over_at_once = Upgrader(SimpleManager(lambda conn: conn.terminate()))
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        websocket(served(echo))  # As somebody in another thread.
+        return over_at_once(environ, start_response)
+
+    for _ in range(20):
+        with connect(app, timeout=1) as ws:
+            assert list(ws) == []
+
+
 def test_a_broadcast_reaches_who_has_connected(websocket: Open) -> None:
     manager = ListenableManager()
     clients = [websocket(Upgrader(manager)) for _ in range(20)]

@@ -301,7 +301,7 @@ class WebSocket:
 
     def _join(self, deadline: float) -> None:
         if self.connection is not None:
-            name = f"wsthread-{self.connection.id}"
+            name = _thread_name(self.connection)
             for thread in [one for one in threading.enumerate() if one.name == name]:
                 thread.join(max(deadline - time.monotonic(), 0.0))
                 if thread.is_alive():
@@ -394,16 +394,21 @@ def _find_connection(token: object, before: set[threading.Thread], timeout: floa
     """
     deadline = time.monotonic() + timeout
     while True:
-        threads = [one for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before]
+        threads = {one.name for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before}
         for manager in lifecycle.managers():
             for conn in manager.connections if isinstance(manager, Manager) else ():
                 if conn.request.environ.get(_TOKEN) is token:
                     return conn
+                threads.discard(_thread_name(conn))  # Somebody else's, who may stay.
         if not threads:
             return None
         if time.monotonic() > deadline:
             raise TimeoutError("the connection's thread does not run")
         time.sleep(0.001)  # It only has to be scheduled.
+
+
+def _thread_name(conn: Connection) -> str:
+    return f"wsthread-{conn.id}"
 
 
 def advance(seconds: float) -> None:
