@@ -41,6 +41,14 @@ def test_echo(websocket: Open) -> None:
         assert ws.receive() == payload
 
 
+def test_large_messages_before_the_answers_are_read(websocket: Open) -> None:
+    """Meanwhile the application waits for somebody to take its answers, as browsers do."""
+    ws = websocket(served(echo))
+    for _ in range(4):
+        ws.send(b"x" * (1 << 20))
+    assert [len(ws.receive()) for _ in range(4)] == [1 << 20] * 4
+
+
 def test_messages_in_a_loop(websocket: Open) -> None:
     def count(conn: Connection) -> None:
         for number in range(3):

@@ -26,8 +26,10 @@ test never has to sleep:
 from __future__ import annotations
 
 import base64
+import math
 import re
 import secrets
+import select
 import socket
 import threading
 import time
@@ -227,7 +229,7 @@ class WebSocket:
         self._raise_if_closed()
         try:
             self._write(frame, deadline)
-        except (TimeoutError, BlockingIOError):
+        except TimeoutError:
             raise TimeoutError("the application does not read") from None
         except OSError:
             while self.close_code is None:  # What it said before it closed.
@@ -241,8 +243,26 @@ class WebSocket:
             pass  # The application closed, or does not read; whoever waits for it is going to see that.
 
     def _write(self, frame: Frame, deadline: float) -> None:
-        self._settimeout(deadline)
-        self._socket.sendall(encode_frame(frame, secrets.token_bytes(4)))
+        """Write a frame; keep what comes meanwhile, for the application may read on only when that is taken."""
+        rest = memoryview(encode_frame(frame, secrets.token_bytes(4)))
+        arrived: list[bytes] = []
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        try:
+            while rest:
+                try:
+                    self._socket.settimeout(0.0)
+                    rest = rest[self._socket.send(rest):]
+                except BlockingIOError:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not (events := poll.poll(math.ceil(left * 1000))):
+                        raise TimeoutError from None
+                    if events[0][1] & select.POLLIN:
+                        arrived.append(self._recv(deadline))
+                        if not arrived[-1]:
+                            raise BrokenPipeError from None
+        finally:
+            self._reader.feed(b"".join(arrived))
 
     def _send_close(self, close: Close, deadline: float) -> None:
         if not self._close_sent:
