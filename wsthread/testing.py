@@ -452,9 +452,10 @@ def advance(seconds: float) -> None:
     """
     if seconds < 0:
         raise ValueError(f"time does not go back by {-seconds:g} s")
+    begun = time.monotonic()
     while seconds > 0:
         for manager in lifecycle.managers():
             for conn in manager.connections if isinstance(manager, Manager) else ():
-                conn.advance(min(seconds, TICK))
+                conn.advance(min(seconds, TICK), begun)
             manager.check(time.monotonic())
         seconds -= TICK
