@@ -760,6 +760,15 @@ def test_configuration(app: Flask, websocket: Open, monkeypatch: pytest.MonkeyPa
         assert found.close_code == (None if path == "/mounted" else 1009)
 
 
+def test_origins_from_an_iterator(app: Flask, websocket: Open) -> None:
+    app.config["WSTHREAD_ORIGINS"] = map(str.strip, "https://one.example, https://two.example".split(","))
+    ws = WebSockets(app)
+    ws.route("/")(echo)
+    for origin in ("https://two.example", "https://one.example"):
+        websocket(app, "/", headers={"Origin": origin})
+    assert refusal(app, "/", headers={"Origin": "http://localhost"}).status_code == 403
+
+
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("WSTHREAD_PING_INTERVALL", 5, "WSTHREAD_PING_INTERVALL; there is only .*WSTHREAD_PING_INTERVAL, "),
     ("WSTHREAD_HEADERS", {}, "WSTHREAD_HEADERS; there is only"),

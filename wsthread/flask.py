@@ -244,6 +244,8 @@ class _State(NamedTuple):
         given = {
             kind: {name: config[_PREFIX + name.upper()] for name in found if _PREFIX + name.upper() in config}
             for kind, found in names.items()}
+        if isinstance(origins := given[Upgrader].get("origins"), Iterator):
+            given[Upgrader]["origins"] = tuple(origins)  # There is an upgrader for each handshake.
         try:
             state = cls(_RouteManager(**given[Manager]), given[Upgrader])
             Upgrader(state.manager, **state.options)
