@@ -181,6 +181,14 @@ def test_handshake_for_a_page(app: Flask, ws: WebSockets, own: bool) -> None:
     assert (response.text == "the application's own") is own
 
 
+def test_handshake_for_a_page_from_elsewhere(app: Flask) -> None:
+    """The origin is allowed, so it is not what is wrong."""
+    app.config["WSTHREAD_ORIGINS"] = ["https://example.com"]
+    WebSockets(app)
+    app.add_url_rule("/page", "page", lambda: "a page")
+    assert refusal(app, "/page", headers={"Origin": "https://example.com"}).status_code == 400
+
+
 @pytest.mark.parametrize("early", [True, False])
 def test_error_handler_of_the_application(app: Flask, early: bool) -> None:
     ws = WebSockets()

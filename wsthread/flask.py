@@ -279,7 +279,8 @@ def _behind(proxy: Any) -> Any:
 
 def _answer_mismatch(error: WebsocketMismatch) -> ResponseReturnValue:
     """Tell a plain request for a WebSocket what is missing, where Flask has only a bare 400."""
-    response = Upgrader(_State.current().manager).upgrade(request)
+    state = _State.current()
+    response = Upgrader(state.manager, **state.options).upgrade(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         return response
     # The other way round: a handshake for a page. Whoever handles a 400 else is to have it.
