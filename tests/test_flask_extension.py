@@ -15,6 +15,7 @@ import pytest
 from flask import (
     Blueprint, Flask, abort, current_app, flash, g, get_flashed_messages, redirect, request, session, url_for,
 )
+from flask.sessions import SessionInterface, SessionMixin
 from flask.testing import FlaskClient
 from flask.typing import ResponseReturnValue
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -544,6 +545,24 @@ def test_session_cannot_be_written(
         with client.session_transaction() as saved:
             saved["key"] = 0
     assert websocket(client, "/").receive() == "well"
+
+
+def test_session_of_the_server(app: Flask, ws: WebSockets, websocket: Open) -> None:
+    """Those of Flask-Session have an attribute that tells which it is."""
+    class Session(dict[str, Any], SessionMixin):
+        sid = ""
+
+    class Interface(SessionInterface):
+        def open_session(self, app: Flask, request: Any) -> Session:
+            found = Session(name="Ada")
+            found.sid = "7"
+            return found
+
+        def save_session(self, app: Flask, session: SessionMixin, response: Any) -> None: ...
+
+    app.session_interface = Interface()
+    ws.route("/")(lambda conn: conn.send(f"{session.sid} {session['name']} {session.modified}"))
+    assert websocket(app, "/").receive() == "7 Ada False"
 
 
 def test_flashed_messages_are_for_the_next_page(app: Flask, ws: WebSockets, websocket: Open) -> None:

@@ -133,6 +133,7 @@ class _ReadOnlySession(dict[str, Any], SessionMixin):
     def __init__(self, saved: SessionMixin) -> None:
         super().__init__(saved)
         super().pop("_flashes", None)  # Those are for the next page.
+        self.__dict__.update(getattr(saved, "__dict__", {}))  # Such as the sid of a session that the server stores.
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self._OWN:
