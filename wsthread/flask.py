@@ -69,8 +69,8 @@ class WebSockets:
         """Let an application have WebSockets, and the routes of this object.
 
         A plain HTTP request for an address that has a WebSocket only is answered with 426 from now on, and
-        ``app.test_client()`` has :meth:`WebSocketClient.websocket`; unless the application has an error handler or a
-        test client of its own.
+        ``app.test_client()`` has :meth:`WebSocketClient.websocket`; unless the application has an error handler for
+        Werkzeug's WebsocketMismatch, or a test client of its own.
 
         Raises:
             ValueError: the configuration has an unknown ``WSTHREAD_`` key, or a value that makes no sense.

@@ -12,8 +12,8 @@
 socketpair where a server shows its socket. So what runs is all that runs in production but for the HTTP server: the
 view, the upgrade, the connection with its thread. The other end is a :class:`WebSocket`, which belongs to the test.
 
-Everything waits for the other side and nothing waits for ever: each wait has a deadline and raises TimeoutError. So a
-test never has to sleep:
+Everything waits for the other side and nothing waits for ever: each wait has a deadline and raises TimeoutError. Only
+the view takes the time it takes, because it runs in the calling thread. So a test never has to sleep:
 
 - :func:`connect` returns when the connection is among those of its manager, and a broadcast reaches it;
 - :meth:`WebSocket.receive` returns what the application sent;
@@ -345,7 +345,8 @@ def connect(
         path: of the request, with the query string if there is one; also an absolute URL, as ``url_for`` returns it.
         headers: more headers of the request, such as ``Origin``.
         subprotocols: those the client offers. Compression is not offered.
-        timeout: seconds for the 101, and for each later call that is not told otherwise. Default 5.
+        timeout: seconds for the connection to run after the 101, and for each later call that is not told otherwise.
+            Default 5.
         **options: as for Werkzeug's ``EnvironBuilder``: ``base_url``, ``query_string``, ``environ_overrides``.
 
     Returns:
