@@ -375,6 +375,61 @@ def test_ways_out_of_messages(
     assert contexts.ended[2:] == end
 
 
+@pytest.mark.parametrize("path", ["/de/route", "/de/mounted"])
+def test_values_of_the_url(app: Flask, ws: WebSockets, websocket: Open, path: str) -> None:
+    """As Flask's documentation keeps the language of a multilingual application."""
+    bp = Blueprint("bp", __name__, url_prefix="/<lang>")
+
+    @bp.url_defaults
+    def add_language(endpoint: str, values: dict[str, Any]) -> None:
+        values.setdefault("lang", g.lang)
+
+    @bp.url_value_preprocessor
+    def take_language(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        assert values is not None
+        g.lang = values.pop("lang")
+
+    def tell(conn: Connection, *args: object) -> None:
+        conn.send(f"{g.lang} {request.view_args} {url_for('.page')}")
+
+    bp.add_url_rule("/page", "page", lambda: "a page")
+    ws.route("/route", bp=bp)(lambda conn: [tell(conn) for message in ws.messages(conn)])
+    ws.mount("/mounted", ListenableManager(on_message=tell), bp=bp)
+    app.register_blueprint(bp)
+    found = websocket(app, path)
+    found.send("hi")
+    assert found.receive() == "de {} /de/page"
+
+
+@pytest.mark.parametrize("path", ["/kitchen/route", "/kitchen/mounted"])
+def test_values_of_the_url_that_are_none_any_more(
+    app: Flask, ws: WebSockets, websocket: Open, caplog: pytest.LogCaptureFixture, path: str,
+) -> None:
+    rooms = {"kitchen"}
+    handled: list[str] = []
+    manager = ListenableManager(
+        on_message=lambda conn, opcode, payload: handled.append(payload), on_close=lambda conn: handled.append("close"))
+    bp = Blueprint("bp", __name__, url_prefix="/<room>")
+
+    @bp.url_value_preprocessor
+    def find_room(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        assert values is not None
+        if values.pop("room") not in rooms:
+            abort(404)
+
+    ws.route("/route", bp=bp)(lambda conn: [handled.append(message) for message in ws.messages(conn)])
+    ws.mount("/mounted", manager, bp=bp)
+    app.register_blueprint(bp)
+    found = websocket(app, path)
+    found.send("one")
+    found.ping()
+    rooms.clear()
+    found.send("two")
+    assert ending(found) == (4404, "Not Found")
+    assert handled == ["one"] + ["close"] * (path == "/kitchen/mounted")
+    assert caplog.records == []
+
+
 def test_teardown_that_raises(app: Flask, ws: WebSockets, websocket: Open, caplog: pytest.LogCaptureFixture) -> None:
     """The handler sees it, within contexts, and may go on."""
     @app.teardown_appcontext
