@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 import time
@@ -69,6 +70,17 @@ def test_receive_with_timeout_loses_nothing(connect: Connect) -> None:
     peer.send(Opcode.CONTINUATION, b"message")
     assert peer.read() == (Opcode.TEXT, b"one message")
     assert peer.read_close() == 1000
+
+
+@pytest.mark.parametrize("timeout", [10**9, math.inf])
+def test_long_timeouts(connect: Connect, timeout: float) -> None:
+    """Longer than poll() can wait."""
+    _, peer = run_handler(connect, lambda conn: conn.send(conn.receive(timeout)), close_timeout=timeout)
+    peer.send(Opcode.TEXT, b"message")
+    assert peer.read() == (Opcode.TEXT, b"message")
+    assert peer.read_close() == 1000
+    peer.close_frame()
+    assert peer.at_eof()
 
 
 def test_only_the_own_thread_receives(connect: Connect) -> None:

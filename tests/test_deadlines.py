@@ -249,3 +249,12 @@ def test_advancing_counts_for_who_was_idle_already() -> None:
     assert deadlines.due == 112.0
     deadlines.advance(8.5, 104.0)
     assert check(deadlines, 104.0, idle_since=102.0)[0] is Action.CLOSE
+
+
+@pytest.mark.timeout(20)
+def test_advancing_by_a_day_in_small_steps() -> None:
+    """No step takes longer than the one before."""
+    deadlines = Deadlines(options(read_timeout=50_000.0), 100.0)
+    for _ in range(200_000):
+        deadlines.advance(0.25, 101.0)
+    assert check(deadlines, 101.0, idle_since=100.0)[0] is Action.CLOSE

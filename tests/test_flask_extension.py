@@ -15,6 +15,7 @@ import pytest
 from flask import (
     Blueprint, Flask, abort, current_app, flash, g, get_flashed_messages, redirect, request, session, url_for,
 )
+from flask.sessions import SessionInterface, SessionMixin
 from flask.testing import FlaskClient
 from flask.typing import ResponseReturnValue
 from itsdangerous import BadSignature, URLSafeTimedSerializer
@@ -179,6 +180,14 @@ def test_handshake_for_a_page(app: Flask, ws: WebSockets, own: bool) -> None:
     response = refusal(app, "/page")
     assert response.status_code == 400
     assert (response.text == "the application's own") is own
+
+
+def test_handshake_for_a_page_from_elsewhere(app: Flask) -> None:
+    """The origin is allowed, so it is not what is wrong."""
+    app.config["WSTHREAD_ORIGINS"] = ["https://example.com"]
+    WebSockets(app)
+    app.add_url_rule("/page", "page", lambda: "a page")
+    assert refusal(app, "/page", headers={"Origin": "https://example.com"}).status_code == 400
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -366,6 +375,61 @@ def test_ways_out_of_messages(
     assert contexts.ended[2:] == end
 
 
+@pytest.mark.parametrize("path", ["/de/route", "/de/mounted"])
+def test_values_of_the_url(app: Flask, ws: WebSockets, websocket: Open, path: str) -> None:
+    """As Flask's documentation keeps the language of a multilingual application."""
+    bp = Blueprint("bp", __name__, url_prefix="/<lang>")
+
+    @bp.url_defaults
+    def add_language(endpoint: str, values: dict[str, Any]) -> None:
+        values.setdefault("lang", g.lang)
+
+    @bp.url_value_preprocessor
+    def take_language(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        assert values is not None
+        g.lang = values.pop("lang")
+
+    def tell(conn: Connection, *args: object) -> None:
+        conn.send(f"{g.lang} {request.view_args} {url_for('.page')}")
+
+    bp.add_url_rule("/page", "page", lambda: "a page")
+    ws.route("/route", bp=bp)(lambda conn: [tell(conn) for message in ws.messages(conn)])
+    ws.mount("/mounted", ListenableManager(on_message=tell), bp=bp)
+    app.register_blueprint(bp)
+    found = websocket(app, path)
+    found.send("hi")
+    assert found.receive() == "de {} /de/page"
+
+
+@pytest.mark.parametrize("path", ["/kitchen/route", "/kitchen/mounted"])
+def test_values_of_the_url_that_are_none_any_more(
+    app: Flask, ws: WebSockets, websocket: Open, caplog: pytest.LogCaptureFixture, path: str,
+) -> None:
+    rooms = {"kitchen"}
+    handled: list[str] = []
+    manager = ListenableManager(
+        on_message=lambda conn, opcode, payload: handled.append(payload), on_close=lambda conn: handled.append("close"))
+    bp = Blueprint("bp", __name__, url_prefix="/<room>")
+
+    @bp.url_value_preprocessor
+    def find_room(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        assert values is not None
+        if values.pop("room") not in rooms:
+            abort(404)
+
+    ws.route("/route", bp=bp)(lambda conn: [handled.append(message) for message in ws.messages(conn)])
+    ws.mount("/mounted", manager, bp=bp)
+    app.register_blueprint(bp)
+    found = websocket(app, path)
+    found.send("one")
+    found.ping()
+    rooms.clear()
+    found.send("two")
+    assert ending(found) == (4404, "Not Found")
+    assert handled == ["one"] + ["close"] * (path == "/kitchen/mounted")
+    assert caplog.records == []
+
+
 def test_teardown_that_raises(app: Flask, ws: WebSockets, websocket: Open, caplog: pytest.LogCaptureFixture) -> None:
     """The handler sees it, within contexts, and may go on."""
     @app.teardown_appcontext
@@ -536,6 +600,24 @@ def test_session_cannot_be_written(
         with client.session_transaction() as saved:
             saved["key"] = 0
     assert websocket(client, "/").receive() == "well"
+
+
+def test_session_of_the_server(app: Flask, ws: WebSockets, websocket: Open) -> None:
+    """Those of Flask-Session have an attribute that tells which it is."""
+    class Session(dict[str, Any], SessionMixin):
+        sid = ""
+
+    class Interface(SessionInterface):
+        def open_session(self, app: Flask, request: Any) -> Session:
+            found = Session(name="Ada")
+            found.sid = "7"
+            return found
+
+        def save_session(self, app: Flask, session: SessionMixin, response: Any) -> None: ...
+
+    app.session_interface = Interface()
+    ws.route("/")(lambda conn: conn.send(f"{session.sid} {session['name']} {session.modified}"))
+    assert websocket(app, "/").receive() == "7 Ada False"
 
 
 def test_flashed_messages_are_for_the_next_page(app: Flask, ws: WebSockets, websocket: Open) -> None:
@@ -758,6 +840,15 @@ def test_configuration(app: Flask, websocket: Open, monkeypatch: pytest.MonkeyPa
         found.send("x" * 11)
         found.ping() if path == "/mounted" else pytest.raises(ConnectionClosed, found.ping)
         assert found.close_code == (None if path == "/mounted" else 1009)
+
+
+def test_origins_from_an_iterator(app: Flask, websocket: Open) -> None:
+    app.config["WSTHREAD_ORIGINS"] = map(str.strip, "https://one.example, https://two.example".split(","))
+    ws = WebSockets(app)
+    ws.route("/")(echo)
+    for origin in ("https://two.example", "https://one.example"):
+        websocket(app, "/", headers={"Origin": origin})
+    assert refusal(app, "/", headers={"Origin": "http://localhost"}).status_code == 403
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [

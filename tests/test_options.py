@@ -59,6 +59,13 @@ def test_shutdown_options_are_checked(options: dict[str, float]) -> None:
         Manager(**options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["shutdown_code", "shutdown_timeout", "shutdown_spread"])
+@pytest.mark.parametrize("value", ["1001", None, []])
+def test_shutdown_options_are_numbers(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is .* must be a number"):
+        Manager(**{name: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("options", [
     {"origins": 5}, {"origins": True}, {"origins": [b"https://example.com"]}, {"origins": [None]},
     {"subprotocols": "chat"}, {"compression": False}, {"compression": "deflate"},

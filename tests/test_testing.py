@@ -41,6 +41,14 @@ def test_echo(websocket: Open) -> None:
         assert ws.receive() == payload
 
 
+def test_large_messages_before_the_answers_are_read(websocket: Open) -> None:
+    """Meanwhile the application waits for somebody to take its answers, as browsers do."""
+    ws = websocket(served(echo))
+    for _ in range(4):
+        ws.send(b"x" * (1 << 20))
+    assert [len(ws.receive()) for _ in range(4)] == [1 << 20] * 4
+
+
 def test_messages_in_a_loop(websocket: Open) -> None:
     def count(conn: Connection) -> None:
         for number in range(3):
@@ -274,6 +282,12 @@ def test_refusal() -> None:
     assert "https://evil.example" in caught.value.response.text
 
 
+def test_refusal_that_is_no_text() -> None:
+    app = Response(b"\x89PNG", status=403, content_type="image/png")
+    with pytest.raises(Refused, match="403 FORBIDDEN: \N{REPLACEMENT CHARACTER}PNG"):
+        connect(app)
+
+
 def test_application_that_raises() -> None:
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         raise LookupError("a bug")
@@ -301,6 +315,19 @@ def test_connection_that_is_over_at_once() -> None:
         with connect(app) as ws:
             assert list(ws) == []
         assert ws.close_code == 1006
+
+
+def test_connection_that_is_over_at_once_beside_another(websocket: Open) -> None:
+    """The thread of the other is not waited for."""
+    over_at_once = Upgrader(SimpleManager(lambda conn: conn.terminate()))
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        websocket(served(echo))  # As somebody in another thread.
+        return over_at_once(environ, start_response)
+
+    for _ in range(20):
+        with connect(app, timeout=1) as ws:
+            assert list(ws) == []
 
 
 def test_a_broadcast_reaches_who_has_connected(websocket: Open) -> None:

@@ -374,10 +374,10 @@ class Connection(Sender):
         """When to call :meth:`check` next, in monotonic seconds."""
         return self._deadlines.due
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: float, now: float) -> None:
         """Let the deadlines be nearer, as if time had passed, for :mod:`wsthread.testing`."""
         with self._send_lock:
-            self._deadlines.advance(seconds, _monotonic())
+            self._deadlines.advance(seconds, now)
 
     def check(self, now: float) -> None:
         """Do what is due; the housekeeper calls it, with the monotonic time."""

@@ -93,7 +93,10 @@ class Deadlines:
         self._ping_at -= seconds
         self._gone_at -= seconds
         self._pinged_at -= seconds
-        self._advances += (now, seconds),
+        if self._advances and self._advances[-1][0] == now:  # Much time comes in many steps.
+            self._advances = *self._advances[:-1], (now, self._advances[-1][1] + seconds)
+        else:
+            self._advances += (now, seconds),
         self._update_due()
 
     def check(

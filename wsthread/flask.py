@@ -69,8 +69,8 @@ class WebSockets:
         """Let an application have WebSockets, and the routes of this object.
 
         A plain HTTP request for an address that has a WebSocket only is answered with 426 from now on, and
-        ``app.test_client()`` has :meth:`WebSocketClient.websocket`; unless the application has an error handler or a
-        test client of its own.
+        ``app.test_client()`` has :meth:`WebSocketClient.websocket`; unless the application has an error handler for
+        Werkzeug's WebsocketMismatch, or a test client of its own.
 
         Raises:
             ValueError: the configuration has an unknown ``WSTHREAD_`` key, or a value that makes no sense.
@@ -244,6 +244,8 @@ class _State(NamedTuple):
         given = {
             kind: {name: config[_PREFIX + name.upper()] for name in found if _PREFIX + name.upper() in config}
             for kind, found in names.items()}
+        if isinstance(origins := given[Upgrader].get("origins"), Iterator):
+            given[Upgrader]["origins"] = tuple(origins)  # There is an upgrader for each handshake.
         try:
             state = cls(_RouteManager(**given[Manager]), given[Upgrader])
             Upgrader(state.manager, **state.options)
@@ -277,7 +279,8 @@ def _behind(proxy: Any) -> Any:
 
 def _answer_mismatch(error: WebsocketMismatch) -> ResponseReturnValue:
     """Tell a plain request for a WebSocket what is missing, where Flask has only a bare 400."""
-    response = Upgrader(_State.current().manager).upgrade(request)
+    state = _State.current()
+    response = Upgrader(state.manager, **state.options).upgrade(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         return response
     # The other way round: a handshake for a page. Whoever handles a 400 else is to have it.

@@ -2,8 +2,9 @@
 
 Each piece of the application's code gets a pair of its own, an application context and a request context, as a request
 has them: each callback of a mounted manager, and the handler of a route, which may have them renewed for each message.
-In them ``request`` is the handshake's, ``g`` is empty, and ``session`` is what the handshake left, read-only, for there
-is no response any more to save it with. They are torn down as after a request.
+In them ``request`` is the handshake's, ``g`` is empty but for what ``url_value_preprocessor`` puts there, and
+``session`` is what the handshake left, read-only, for there is no response any more to save it with. They are torn down
+as after a request.
 
 A :class:`FlaskScope` lives as long as its connection and makes its contexts. They belong to the thread that runs in
 them: the connection's own, or for ``on_slow`` any thread that broadcasts.
@@ -19,7 +20,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Any, NoReturn
 
-from flask import Flask
+from flask import Flask, Request
 from flask.ctx import AppContext
 from flask.sessions import SessionMixin
 from werkzeug.exceptions import HTTPException
@@ -57,9 +58,22 @@ class FlaskScope:
         # Within those of a view, as in on_slow, a request context does not bring a g of its own, before Flask 3.2.
         with nullcontext() if isinstance(context, AppContext) else self._app.app_context(), context:
             try:
+                self._preprocess_values(context.request)
+            except HTTPException as error:
+                _close(conn, error)
+                if not conn.closed:  # Nothing keeps on_close from being called.
+                    raise ConnectionClosed from error
+            try:
                 yield
             except HTTPException as error:
                 _close(conn, error)
+
+    def _preprocess_values(self, request: Request) -> None:
+        """Do what belongs to the URL, such as its language, which ``url_for`` may want to know."""
+        preprocessors = self._app.url_value_preprocessors
+        for name in (None, *reversed(request.blueprints)) if preprocessors else ():
+            for preprocess in preprocessors.get(name, ()):
+                preprocess(request.endpoint, request.view_args)
 
     def handle(self, conn: Connection) -> None:
         """Run the handler, in the connection's thread."""
@@ -133,6 +147,7 @@ class _ReadOnlySession(dict[str, Any], SessionMixin):
     def __init__(self, saved: SessionMixin) -> None:
         super().__init__(saved)
         super().pop("_flashes", None)  # Those are for the next page.
+        self.__dict__.update(getattr(saved, "__dict__", {}))  # Such as the sid of a session that the server stores.
 
     def __setitem__(self, key: str, value: Any) -> None:
         if key not in self._OWN:

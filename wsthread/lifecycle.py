@@ -84,7 +84,8 @@ def dump_on_signal(signum: int) -> None:
     """Log :meth:`Manager.dump` of each manager of this process when a signal comes, such as ``signal.SIGUSR2``.
 
     gunicorn's workers leave SIGUSR2 alone. Only the main thread may call this; the module of the application, as the
-    server imports it, is a good place.
+    server imports it, is a good place. With ``--preload`` it is not, for gunicorn resets the signals of a worker that
+    starts: call it in ``post_worker_init`` of gunicorn's configuration then.
 
     Raises:
         ValueError: called from another thread.

@@ -117,6 +117,11 @@ class Manager:
             ping_interval=ping_interval,
             ping_timeout=ping_timeout,
         )
+        for name, value in {
+            "shutdown_code": shutdown_code, "shutdown_timeout": shutdown_timeout, "shutdown_spread": shutdown_spread,
+        }.items():
+            if not isinstance(value, (int, float)):
+                raise ValueError(f"{name} is {value!r}, it must be a number")
         encode_close(Close(shutdown_code))
         if shutdown_timeout <= 0 or shutdown_spread < 0:
             raise ValueError("shutdown_timeout must be greater than 0 and shutdown_spread not less than 0")

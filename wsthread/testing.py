@@ -12,8 +12,8 @@
 socketpair where a server shows its socket. So what runs is all that runs in production but for the HTTP server: the
 view, the upgrade, the connection with its thread. The other end is a :class:`WebSocket`, which belongs to the test.
 
-Everything waits for the other side and nothing waits for ever: each wait has a deadline and raises TimeoutError. So a
-test never has to sleep:
+Everything waits for the other side and nothing waits for ever: each wait has a deadline and raises TimeoutError. Only
+the view takes the time it takes, because it runs in the calling thread. So a test never has to sleep:
 
 - :func:`connect` returns when the connection is among those of its manager, and a broadcast reaches it;
 - :meth:`WebSocket.receive` returns what the application sent;
@@ -26,8 +26,10 @@ test never has to sleep:
 from __future__ import annotations
 
 import base64
+import math
 import re
 import secrets
+import select
 import socket
 import threading
 import time
@@ -68,7 +70,7 @@ class Refused(WebSocketError):
         self.response = response
 
     def __str__(self) -> str:
-        return f"{self.response.status}: {self.response.get_data(as_text=True)[:200].strip()}"
+        return f"{self.response.status}: {self.response.data.decode(errors='replace')[:200].strip()}"
 
 
 class WebSocket:
@@ -227,7 +229,7 @@ class WebSocket:
         self._raise_if_closed()
         try:
             self._write(frame, deadline)
-        except (TimeoutError, BlockingIOError):
+        except TimeoutError:
             raise TimeoutError("the application does not read") from None
         except OSError:
             while self.close_code is None:  # What it said before it closed.
@@ -241,8 +243,26 @@ class WebSocket:
             pass  # The application closed, or does not read; whoever waits for it is going to see that.
 
     def _write(self, frame: Frame, deadline: float) -> None:
-        self._settimeout(deadline)
-        self._socket.sendall(encode_frame(frame, secrets.token_bytes(4)))
+        """Write a frame; keep what comes meanwhile, for the application may read on only when that is taken."""
+        rest = memoryview(encode_frame(frame, secrets.token_bytes(4)))
+        arrived: list[bytes] = []
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN | select.POLLOUT)
+        try:
+            while rest:
+                try:
+                    self._socket.settimeout(0.0)
+                    rest = rest[self._socket.send(rest):]
+                except BlockingIOError:
+                    left = deadline - time.monotonic()
+                    if left <= 0 or not (events := poll.poll(math.ceil(left * 1000))):
+                        raise TimeoutError from None
+                    if events[0][1] & select.POLLIN:
+                        arrived.append(self._recv(deadline))
+                        if not arrived[-1]:
+                            raise BrokenPipeError from None
+        finally:
+            self._reader.feed(b"".join(arrived))
 
     def _send_close(self, close: Close, deadline: float) -> None:
         if not self._close_sent:
@@ -301,7 +321,7 @@ class WebSocket:
 
     def _join(self, deadline: float) -> None:
         if self.connection is not None:
-            name = f"wsthread-{self.connection.id}"
+            name = _thread_name(self.connection)
             for thread in [one for one in threading.enumerate() if one.name == name]:
                 thread.join(max(deadline - time.monotonic(), 0.0))
                 if thread.is_alive():
@@ -325,7 +345,8 @@ def connect(
         path: of the request, with the query string if there is one; also an absolute URL, as ``url_for`` returns it.
         headers: more headers of the request, such as ``Origin``.
         subprotocols: those the client offers. Compression is not offered.
-        timeout: seconds for the 101, and for each later call that is not told otherwise. Default 5.
+        timeout: seconds for the connection to run after the 101, and for each later call that is not told otherwise.
+            Default 5.
         **options: as for Werkzeug's ``EnvironBuilder``: ``base_url``, ``query_string``, ``environ_overrides``.
 
     Returns:
@@ -394,16 +415,21 @@ def _find_connection(token: object, before: set[threading.Thread], timeout: floa
     """
     deadline = time.monotonic() + timeout
     while True:
-        threads = [one for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before]
+        threads = {one.name for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before}
         for manager in lifecycle.managers():
             for conn in manager.connections if isinstance(manager, Manager) else ():
                 if conn.request.environ.get(_TOKEN) is token:
                     return conn
+                threads.discard(_thread_name(conn))  # Somebody else's, who may stay.
         if not threads:
             return None
         if time.monotonic() > deadline:
             raise TimeoutError("the connection's thread does not run")
         time.sleep(0.001)  # It only has to be scheduled.
+
+
+def _thread_name(conn: Connection) -> str:
+    return f"wsthread-{conn.id}"
 
 
 def advance(seconds: float) -> None:
@@ -427,9 +453,10 @@ def advance(seconds: float) -> None:
     """
     if seconds < 0:
         raise ValueError(f"time does not go back by {-seconds:g} s")
+    begun = time.monotonic()
     while seconds > 0:
         for manager in lifecycle.managers():
             for conn in manager.connections if isinstance(manager, Manager) else ():
-                conn.advance(min(seconds, TICK))
+                conn.advance(min(seconds, TICK), begun)
             manager.check(time.monotonic())
         seconds -= TICK

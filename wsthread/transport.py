@@ -21,6 +21,8 @@ IDLE_RECV_SIZE = 1 << 10 if c is None else RECV_SIZE
 #: For :attr:`Transport.send`: more follows at once.
 MORE = int(getattr(socket, "MSG_MORE", 0))
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
+#: Seconds; poll() counts its milliseconds with a C int.
+LONGEST_WAIT = 1_000_000.0
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
 
@@ -100,7 +102,7 @@ class Transport:
         Args:
             readable: wait for bytes or EOF.
             writable: wait for room in the send buffer.
-            timeout: seconds, None for no limit.
+            timeout: seconds, None for no limit. More than :data:`LONGEST_WAIT` is that.
 
         Returns:
             False when the time is over.
@@ -110,7 +112,7 @@ class Transport:
             poll.register(self._socket, (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0))
         except ValueError:  # Closed meanwhile; the caller is going to see that.
             return True
-        return bool(poll.poll(None if timeout is None else math.ceil(max(0.0, timeout) * 1000)))
+        return bool(poll.poll(None if timeout is None else math.ceil(min(max(0.0, timeout), LONGEST_WAIT) * 1000)))
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
         """End one or both directions. Wakes a blocked recv and every wait; any thread may call it."""
