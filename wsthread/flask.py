@@ -284,10 +284,4 @@ def _answer_mismatch(error: WebsocketMismatch) -> ResponseReturnValue:
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         return response
     # The other way round: a handshake for a page. Whoever handles a 400 else is to have it.
-    handlers = current_app.error_handler_spec[None]
-    for code in (HTTPStatus.BAD_REQUEST, None):
-        for kind in BadRequest.__mro__:
-            if kind in handlers[code]:
-                answer: ResponseReturnValue = current_app.ensure_sync(handlers[code][kind])(error)
-                return answer
-    return error
+    return current_app.handle_http_exception(BadRequest(error.description))

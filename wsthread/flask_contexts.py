@@ -12,12 +12,10 @@ them: the connection's own, or for ``on_slow`` any thread that broadcasts.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any, NoReturn
 
 from flask import Flask, Request
@@ -46,7 +44,7 @@ class FlaskScope:
         self._app = app
         self._saved = saved
         self._handler = handler
-        self._contexts: _Renewable | None = None  # Those of the handler.
+        self._contexts: ExitStack | None = None  # Those of the handler.
 
     @contextmanager
     def __call__(self, conn: Connection) -> Iterator[None]:
@@ -79,7 +77,8 @@ class FlaskScope:
         """Run the handler, in the connection's thread."""
         assert self._handler is not None
         try:
-            with _Renewable(functools.partial(self, conn)) as self._contexts:
+            with ExitStack() as self._contexts:
+                self._contexts.enter_context(self(conn))
                 self._refuse(self._handler(conn))
         finally:
             self._contexts = None  # It leads back to the connection.
@@ -101,38 +100,17 @@ class FlaskScope:
             raise RuntimeError("messages() is for the handlers of routes, in their own threads")
         return self._messages(conn, self._contexts)
 
-    @staticmethod
-    def _messages(conn: Connection, contexts: _Renewable) -> Iterator[str | bytes]:
+    def _messages(self, conn: Connection, contexts: ExitStack) -> Iterator[str | bytes]:
         while True:
             try:
-                contexts.__exit__(None, None, None)
+                contexts.close()
                 message = conn.receive()
             except ConnectionClosed:
                 return
             finally:
-                contexts.__enter__()  # The handler is in them whatever happened; it leaves them when it ends.
+                # The handler is in them whatever happened; it leaves them when it ends.
+                contexts.enter_context(self(conn))
             yield message
-
-
-class _Renewable:
-    """A context manager that may be left and entered anew within its ``with`` block.
-
-    Args:
-        make: returns a context manager that can be entered once.
-    """
-
-    def __init__(self, make: Callable[[], AbstractContextManager[Any]]) -> None:
-        self._make = make
-
-    def __enter__(self) -> _Renewable:
-        self._current = self._make()
-        self._current.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None,
-    ) -> bool | None:
-        return self._current.__exit__(kind, error, traceback)
 
 
 class _ReadOnlySession(dict[str, Any], SessionMixin):
