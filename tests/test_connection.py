@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from servers import wait_until
 from wire import client_frame
 
 from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, State
+from wsthread.transport import Transport
 
 __all__ = ["connect"]
 
@@ -52,6 +54,24 @@ def test_bytes_read_with_the_handshake_are_messages(connect: Connect) -> None:
     peer.socket.sendall(unread[-2:])
     wait_until(lambda: len(recorder.messages) == 2)
     assert recorder.messages == [(Opcode.TEXT, "early"), (Opcode.TEXT, "late")]
+
+
+def test_the_copy_of_a_fork_reaches_no_other_file() -> None:
+    ours, peer = socket.socketpair()
+    left, right = socket.socketpair()
+    with peer, left, right:
+        transport = Transport(ours)
+        number = transport.fileno()
+        transport.close_copy()
+        os.dup2(left.fileno(), number)  # The child opens something.
+        try:
+            right.sendall(b"a")
+            with pytest.raises(OSError):
+                transport.send(b"b", 0)
+            with pytest.raises(OSError):
+                transport.recv(1)
+        finally:
+            os.close(number)
 
 
 def test_receive_with_timeout_loses_nothing(connect: Connect) -> None:

@@ -131,3 +131,4 @@ class Transport:
     def close_copy(self) -> None:
         """Close a copy that a fork made; the connection itself is not touched."""
         self._socket.close()
+        self.recv, self.send = self._socket.recv, self._send  # The number is going to be another file's.
