@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
@@ -89,6 +90,17 @@ def test_receive_with_timeout_loses_nothing(connect: Connect) -> None:
     peer.send(Opcode.CONTINUATION, b"message")
     assert peer.read() == (Opcode.TEXT, b"one message")
     assert peer.read_close() == 1000
+
+
+@pytest.mark.parametrize("timeout", [1e9, math.inf])
+def test_timeouts_that_are_no_limits(connect: Connect, timeout: float) -> None:
+    conn, peer = run_handler(
+        connect, lambda conn: conn.send(conn.receive(timeout), timeout=timeout), close_timeout=timeout)
+    peer.send(Opcode.TEXT, b"a")
+    assert peer.read() == (Opcode.TEXT, b"a")
+    assert peer.read_close() == 1000
+    peer.close_frame()
+    assert peer.at_eof()
 
 
 def test_only_the_own_thread_receives(connect: Connect) -> None:

@@ -20,6 +20,7 @@ IDLE_RECV_SIZE, RECV_SIZE = 1 << 10 if c is None else 1 << 12, 1 << 16
 #: For :attr:`Transport.send`: more follows at once.
 MORE = int(getattr(socket, "MSG_MORE", 0))
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
+_LONGEST_WAIT = 2e6  # Seconds, 23 days: poll() takes hardly more than that, and more is no limit.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
 
@@ -109,7 +110,9 @@ class Transport:
             poll.register(self._socket, (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0))
         except ValueError:  # Closed meanwhile; the caller is going to see that.
             return True
-        return bool(poll.poll(None if timeout is None else math.ceil(max(0.0, timeout) * 1000)))
+        if timeout is None or timeout > _LONGEST_WAIT:
+            return bool(poll.poll(None))
+        return bool(poll.poll(math.ceil(max(0.0, timeout) * 1000)))
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
         """End one or both directions. Wakes a blocked recv and every wait; any thread may call it."""
