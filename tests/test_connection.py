@@ -15,6 +15,7 @@ from servers import wait_until
 from wire import client_frame
 
 from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, State
+from wsthread.messages import MessageReader
 from wsthread.transport import Transport
 
 __all__ = ["connect"]
@@ -401,6 +402,24 @@ def test_terminate_in_a_callback(connect: Connect) -> None:
     peer.socket.sendall(b"\x81\x81\0\0\0\0a" * 3)
     assert recorder.wait_closed() == (1006, "terminated")
     assert recorder.messages == [(Opcode.TEXT, "a")]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_closing_handshake_that_fails(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(reader: MessageReader) -> None:
+        raise MemoryError
+
+    recorder = Recorder()
+    conn, peer = connect(recorder.manager)
+    assert recorder.connected.wait(TIMEOUT)
+    thread = next(thread for thread in threading.enumerate() if conn.id in thread.name)
+    monkeypatch.setattr(MessageReader, "room", fail)
+    peer.send(Opcode.TEXT, b"a", fin=False)
+    assert peer.read_close() == 1011
+    assert peer.at_eof()
+    assert recorder.wait_closed()[0] == 1006
+    assert conn.closed
+    thread.join(TIMEOUT)
 
 
 # Slow peers

@@ -399,23 +399,25 @@ class Connection(Sender):
         """Bring the closing handshake to its end and close the socket. The connection's thread, once."""
         transport = self._transport
         assert transport is not None
-        self.close()
-        while not self._is_over(transport):
+        try:
+            self.close()
+            while not self._is_over(transport):
+                with self._send_lock:
+                    waiting = self._outbox.size > 0
+                # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
+                if not transport.wait(readable=True, writable=waiting, timeout=self._options.close_timeout):
+                    self.terminate(f"timeout of {self._options.close_timeout:g} s")
+                elif not self._read_now(transport):
+                    break
+        finally:  # Whatever fails, such as memory: a socket that stays open would be in the way of others.
             with self._send_lock:
-                waiting = self._outbox.size > 0
-            # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
-            if not transport.wait(readable=True, writable=waiting, timeout=self._options.close_timeout):
-                self.terminate(f"timeout of {self._options.close_timeout:g} s")
-            elif not self._read_now(transport):
-                break
-        with self._send_lock:
-            self._cut("closed")  # Wakes who still waits in send(), and closes the TCP connection for every copy of it.
-            transport.close()
-            self._transport = None
-            ending = self._ending()
-            assert ending is not None
-            self.close_code, self.close_reason = ending
-            self._state = State.CLOSED
+                self._cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
+                transport.close()
+                self._transport = None
+                ending = self._ending()
+                assert ending is not None
+                self.close_code, self.close_reason = ending
+                self._state = State.CLOSED
 
     def _is_over(self, transport: Transport) -> bool:
         """Tell whether nothing is left to send and nothing to wait for."""
