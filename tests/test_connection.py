@@ -8,13 +8,14 @@ import os
 import socket
 import threading
 import time
+import tracemalloc
 
 import pytest
 from peer import TIMEOUT, Connect, Peer, Recorder, connect, run_handler
 from servers import wait_until
 from wire import client_frame
 
-from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, State
+from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, SimpleManager, State
 from wsthread.messages import MessageReader
 from wsthread.transport import Transport
 
@@ -102,6 +103,29 @@ def test_timeouts_that_are_no_limits(connect: Connect, timeout: float) -> None:
     assert peer.read_close() == 1000
     peer.close_frame()
     assert peer.at_eof()
+
+
+def test_an_idle_connection_keeps_no_message(connect: Connect) -> None:
+    arrived = threading.Event()
+
+    def discard(conn: Connection) -> None:
+        for size in map(len, conn):
+            assert size == 1 << 20
+            arrived.set()
+
+    recorder = Recorder()
+    recorder.manager.on_message = lambda conn, opcode, payload: arrived.set()
+    for manager in recorder.manager, SimpleManager(discard):
+        arrived.clear()
+        conn, peer = connect(manager)
+        tracemalloc.start()
+        try:
+            peer.send(Opcode.BINARY, bytes(1 << 20))
+            assert arrived.wait(TIMEOUT)
+            wait_until(lambda: tracemalloc.get_traced_memory()[0] < 1 << 19)
+        finally:
+            tracemalloc.stop()
+        conn.terminate()
 
 
 def test_only_the_own_thread_receives(connect: Connect) -> None:

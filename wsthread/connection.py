@@ -185,6 +185,7 @@ class Connection(Sender):
             except ConnectionClosed:
                 return
             yield message
+            del message  # The next one may take long to come.
 
     def receive_message(self, timeout: float | None = None) -> Message:
         """Wait for the next message like :meth:`receive`; return it with its opcode, TEXT or BINARY."""
