@@ -197,6 +197,21 @@ def test_a_reply_does_not_wait_for_the_next_message(connect: Connect) -> None:
     assert recorder.errors == []
 
 
+def test_replies_before_terminate_leave(connect: Connect) -> None:
+    recorder = Recorder()
+
+    def reply_and_cut(conn: Connection, opcode: Opcode, payload: str) -> None:
+        conn.send(payload)
+        conn.terminate()
+
+    recorder.manager.on_message = reply_and_cut
+    _, peer = connect(recorder.manager)
+    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") + client_frame(Opcode.TEXT, b"b"))
+    assert peer.read() == (Opcode.TEXT, b"a")
+    assert peer.at_eof()
+    assert recorder.wait_closed() == (1006, "terminated")
+
+
 def test_replies_before_a_violation_leave_before_the_close(connect: Connect) -> None:
     recorder = Recorder()
     recorder.manager.on_message = lambda conn, opcode, payload: conn.send(payload)

@@ -177,6 +177,8 @@ class Sender:
             reason: what ``close_reason`` will be.
         """
         with self._send_lock:
+            if self._held:
+                self._flush()  # The kernel was to have it when send() returned.
             self._cut(reason)
 
     # For the manager
