@@ -131,6 +131,26 @@ def test_joining_in_on_connect(connect: Connect) -> None:
     assert bob.read()[1] == b"ho"
 
 
+def test_broadcast_to_a_connection_that_broke(connect: Connect) -> None:
+    recorder = Recorder()
+    working, read = threading.Event(), threading.Event()
+
+    def work(conn: Connection, opcode: Opcode, payload: str) -> None:
+        working.set()
+        read.wait(TIMEOUT)
+
+    recorder.manager.on_message = work
+    ((conn, peer),) = members(recorder.manager, connect, 1)
+    peer.send(Opcode.TEXT, b"a")
+    assert working.wait(TIMEOUT)
+    peer.reset()
+    assert conn._transport is not None
+    assert conn._transport.wait(readable=True, timeout=TIMEOUT)
+    assert recorder.manager.broadcast("nobody gets it") == Broadcast(sent=0, queued=0, dropped=0, failed=1)
+    read.set()
+    recorder.wait_closed()
+
+
 def test_get(connect: Connect) -> None:
     recorder = Recorder()
     ((conn, peer),) = members(recorder.manager, connect, 1)

@@ -204,6 +204,8 @@ class Sender:
             if slow and not self._make_room(len(data)):
                 return Posted.DROPPED, newly_slow
             entry = self._write_unattended(data, 1, True)
+            if self._failure is not None:  # The connection broke just now, or we see it only now.
+                raise self._closed_error()
             return Posted.SENT if entry is None else Posted.QUEUED, newly_slow
 
     def wait_progress(self) -> None:
