@@ -500,6 +500,42 @@ def test_write_timeout(connect: Connect) -> None:
     assert reason is not None and reason.startswith("the peer took")
 
 
+def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
+    conn, peer = connect(Recorder().manager)
+    assert conn._transport is not None
+    send = conn._transport.send
+    sent: list[int] = []
+
+    def fail_once(data: bytes | memoryview, flags: int) -> int:
+        if len(sent) == 2:  # The header, a part of the payload, and now more of it by the thread that waits.
+            sent.append(0)
+            raise MemoryError
+        sent.append(send(data, flags))
+        return sent[-1]
+
+    conn._transport.send = fail_once
+    payload = bytes(20 << 20)
+    raised: list[BaseException] = []
+
+    def try_to_send() -> None:
+        try:
+            conn.send(payload)
+        except MemoryError as error:
+            raised.append(error)
+
+    failing = threading.Thread(target=try_to_send)
+    failing.start()
+    wait_until(lambda: conn._polled)
+    other = threading.Thread(target=conn.send, args=("behind it",))
+    other.start()
+    wait_until(lambda: conn._progress is not None)
+    assert peer.read() == (Opcode.BINARY, payload)
+    assert peer.read() == (Opcode.TEXT, b"behind it")
+    for thread in failing, other:
+        thread.join(TIMEOUT)
+    assert len(raised) == 1
+
+
 def test_send_timeout(connect: Connect) -> None:
     recorder = Recorder()
     conn, peer = connect(recorder.manager)

@@ -376,8 +376,10 @@ class Sender:
             transport.wait(writable=True, timeout=timeout)
         finally:
             self._send_lock.acquire()
-            self._flush()
-            self._polled = False
+            try:
+                self._flush()
+            finally:
+                self._polled = False
 
     def _takes_more(self) -> bool:
         """Send what the kernel takes now and tell whether that was anything.
