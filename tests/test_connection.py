@@ -94,6 +94,23 @@ def test_receive_with_timeout_loses_nothing(connect: Connect) -> None:
     assert peer.read_close() == 1000
 
 
+@pytest.mark.parametrize("timeout", [0, 0.1])
+def test_receive_with_timeout_from_a_peer_that_sends_no_message(connect: Connect, timeout: float) -> None:
+    timed_out = threading.Event()
+
+    def handler(conn: Connection) -> None:
+        with pytest.raises(TimeoutError):
+            conn.receive(timeout)
+        timed_out.set()
+
+    _, peer = run_handler(connect, handler)
+    pongs = client_frame(Opcode.PONG) * 10_000
+    end = time.monotonic() + TIMEOUT
+    while not timed_out.is_set() and time.monotonic() < end:
+        peer.socket.sendall(pongs)
+    assert timed_out.is_set()
+
+
 @pytest.mark.parametrize("timeout", [1e9, math.inf])
 def test_timeouts_that_are_no_limits(connect: Connect, timeout: float) -> None:
     conn, peer = run_handler(

@@ -50,6 +50,7 @@ Scope: TypeAlias = "Callable[[Connection], AbstractContextManager[Any]]"
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 _get_ident, _monotonic = threading.get_ident, time.monotonic
 _EOF = "the TCP connection was closed without a Close frame"
+_LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 _REASON_LIMIT = 120  # Our own reasons are ASCII; a Close has room for 123 bytes.
 
 
@@ -259,10 +260,13 @@ class Connection(Sender):
         """Wait for bytes and give them to the protocol."""
         transport = self._transport
         assert transport is not None
-        if self._waiting_since is None:
+        first = self._waiting_since is None
+        if first:
             self._waiting_since = _monotonic()
-        if deadline is not None and not transport.wait(readable=True, timeout=deadline - _monotonic()):
-            raise TimeoutError("no message in time")
+        if deadline is not None:
+            left = deadline - _monotonic()
+            if not (first or left > -_LAST_READS) or not transport.wait(readable=True, timeout=left):
+                raise TimeoutError("no message in time")
         try:
             if self._room is None:
                 self._take(transport.recv(self._recv_size))
