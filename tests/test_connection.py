@@ -59,6 +59,14 @@ def test_bytes_read_with_the_handshake_are_messages(connect: Connect) -> None:
     assert recorder.messages == [(Opcode.TEXT, "early"), (Opcode.TEXT, "late")]
 
 
+def test_a_read_of_less_than_nothing() -> None:
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        peer.sendall(bytes(10_000))
+        with pytest.raises(ValueError):
+            Transport(ours).recv(-1)
+
+
 def test_the_copy_of_a_fork_reaches_no_other_file() -> None:
     ours, peer = socket.socketpair()
     left, right = socket.socketpair()

@@ -266,6 +266,10 @@ static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     const Py_ssize_t size = PyLong_AsSsize_t(args[1]);
     if (PyErr_Occurred())
         return NULL;
+    if (size < 0) {
+        PyErr_SetString(PyExc_ValueError, "size is negative");
+        return NULL;
+    }
     char first[FIRST];
     Py_ssize_t got = receive(fd, first, size < FIRST ? size : FIRST, 0);
     if (got < FIRST || got == size) {
