@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import select
@@ -149,6 +150,21 @@ def test_broadcast_to_a_connection_that_broke(connect: Connect) -> None:
     assert recorder.manager.broadcast("nobody gets it") == Broadcast(sent=0, queued=0, dropped=0, failed=1)
     read.set()
     recorder.wait_closed()
+
+
+def test_broadcast_when_the_system_watches_no_more_sockets(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def watch(fd: int, flush: object) -> None:
+        raise OSError(errno.ENOSPC, "fs.epoll.max_user_watches")
+
+    recorder = Recorder()
+    ((conn, peer),) = members(recorder.manager, connect, 1)
+    monkeypatch.setattr(conn._housekeeper, "watch", watch)
+    with pytest.raises(OSError, match="max_user_watches"):
+        recorder.manager.broadcast(bytes(20 << 20))
+    conn.terminate()
+    assert recorder.wait_closed() == (1006, "terminated")
 
 
 def test_get(connect: Connect) -> None:

@@ -322,9 +322,9 @@ class Sender:
     def _watch(self) -> None:
         """Let the housekeeper send what waits, if nobody else is going to."""
         if not (self._watched or self._polled or self._transport is None):
-            self._watched = True
             self._deadlines.waiting(time.monotonic(), self._outbox.sent)
             self._housekeeper.watch(self._transport.fileno(), self.flush)
+            self._watched = True
 
     def _unwatch(self) -> None:
         if self._watched and self._transport is not None:
