@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 import threading
 import time
+import tracemalloc
 
 import pytest
 from peer import TIMEOUT, Connect, Peer, Recorder, connect, run_handler
 from servers import wait_until
 from wire import client_frame
 
-from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, State
+from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, SimpleManager, State
+from wsthread.messages import MessageReader
+from wsthread.transport import Transport
 
 __all__ = ["connect"]
 
@@ -55,6 +59,32 @@ def test_bytes_read_with_the_handshake_are_messages(connect: Connect) -> None:
     assert recorder.messages == [(Opcode.TEXT, "early"), (Opcode.TEXT, "late")]
 
 
+def test_a_read_of_less_than_nothing() -> None:
+    ours, peer = socket.socketpair()
+    with ours, peer:
+        peer.sendall(bytes(10_000))
+        with pytest.raises(ValueError):
+            Transport(ours).recv(-1)
+
+
+def test_the_copy_of_a_fork_reaches_no_other_file() -> None:
+    ours, peer = socket.socketpair()
+    left, right = socket.socketpair()
+    with peer, left, right:
+        transport = Transport(ours)
+        number = transport.fileno()
+        transport.close_copy()
+        os.dup2(left.fileno(), number)  # The child opens something.
+        try:
+            right.sendall(b"a")
+            with pytest.raises(OSError):
+                transport.send(b"b", 0)
+            with pytest.raises(OSError):
+                transport.recv(1)
+        finally:
+            os.close(number)
+
+
 def test_receive_with_timeout_loses_nothing(connect: Connect) -> None:
     timed_out = threading.Event()
 
@@ -72,15 +102,55 @@ def test_receive_with_timeout_loses_nothing(connect: Connect) -> None:
     assert peer.read_close() == 1000
 
 
-@pytest.mark.parametrize("timeout", [10**9, math.inf])
-def test_long_timeouts(connect: Connect, timeout: float) -> None:
-    """Longer than poll() can wait."""
-    _, peer = run_handler(connect, lambda conn: conn.send(conn.receive(timeout)), close_timeout=timeout)
-    peer.send(Opcode.TEXT, b"message")
-    assert peer.read() == (Opcode.TEXT, b"message")
+@pytest.mark.parametrize("timeout", [0, 0.1])
+def test_receive_with_timeout_from_a_peer_that_sends_no_message(connect: Connect, timeout: float) -> None:
+    timed_out = threading.Event()
+
+    def handler(conn: Connection) -> None:
+        with pytest.raises(TimeoutError):
+            conn.receive(timeout)
+        timed_out.set()
+
+    _, peer = run_handler(connect, handler)
+    pongs = client_frame(Opcode.PONG) * 10_000
+    end = time.monotonic() + TIMEOUT
+    while not timed_out.is_set() and time.monotonic() < end:
+        peer.socket.sendall(pongs)
+    assert timed_out.is_set()
+
+
+@pytest.mark.parametrize("timeout", [1e9, math.inf])
+def test_timeouts_that_are_no_limits(connect: Connect, timeout: float) -> None:
+    conn, peer = run_handler(
+        connect, lambda conn: conn.send(conn.receive(timeout), timeout=timeout), close_timeout=timeout)
+    peer.send(Opcode.TEXT, b"a")
+    assert peer.read() == (Opcode.TEXT, b"a")
     assert peer.read_close() == 1000
     peer.close_frame()
     assert peer.at_eof()
+
+
+def test_an_idle_connection_keeps_no_message(connect: Connect) -> None:
+    arrived = threading.Event()
+
+    def discard(conn: Connection) -> None:
+        for size in map(len, conn):
+            assert size == 1 << 20
+            arrived.set()
+
+    recorder = Recorder()
+    recorder.manager.on_message = lambda conn, opcode, payload: arrived.set()
+    for manager in recorder.manager, SimpleManager(discard):
+        arrived.clear()
+        conn, peer = connect(manager)
+        tracemalloc.start()
+        try:
+            peer.send(Opcode.BINARY, bytes(1 << 20))
+            assert arrived.wait(TIMEOUT)
+            wait_until(lambda: tracemalloc.get_traced_memory()[0] < 1 << 19)
+        finally:
+            tracemalloc.stop()
+        conn.terminate()
 
 
 def test_only_the_own_thread_receives(connect: Connect) -> None:
@@ -150,6 +220,21 @@ def test_a_reply_does_not_wait_for_the_next_message(connect: Connect) -> None:
     read.set()
     assert peer.read() == (Opcode.TEXT, b"b")
     assert recorder.errors == []
+
+
+def test_replies_before_terminate_leave(connect: Connect) -> None:
+    recorder = Recorder()
+
+    def reply_and_cut(conn: Connection, opcode: Opcode, payload: str) -> None:
+        conn.send(payload)
+        conn.terminate()
+
+    recorder.manager.on_message = reply_and_cut
+    _, peer = connect(recorder.manager)
+    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") + client_frame(Opcode.TEXT, b"b"))
+    assert peer.read() == (Opcode.TEXT, b"a")
+    assert peer.at_eof()
+    assert recorder.wait_closed() == (1006, "terminated")
 
 
 def test_replies_before_a_violation_leave_before_the_close(connect: Connect) -> None:
@@ -383,6 +468,24 @@ def test_terminate_in_a_callback(connect: Connect) -> None:
     assert recorder.messages == [(Opcode.TEXT, "a")]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_closing_handshake_that_fails(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(reader: MessageReader) -> None:
+        raise MemoryError
+
+    recorder = Recorder()
+    conn, peer = connect(recorder.manager)
+    assert recorder.connected.wait(TIMEOUT)
+    thread = next(thread for thread in threading.enumerate() if conn.id in thread.name)
+    monkeypatch.setattr(MessageReader, "room", fail)
+    peer.send(Opcode.TEXT, b"a", fin=False)
+    assert peer.read_close() == 1011
+    assert peer.at_eof()
+    assert recorder.wait_closed()[0] == 1006
+    assert conn.closed
+    thread.join(TIMEOUT)
+
+
 # Slow peers
 
 
@@ -420,6 +523,42 @@ def test_write_timeout(connect: Connect) -> None:
     code, reason = recorder.wait_closed()
     assert code == 1006
     assert reason is not None and reason.startswith("the peer took")
+
+
+def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
+    conn, peer = connect(Recorder().manager)
+    assert conn._transport is not None
+    send = conn._transport.send
+    sent: list[int] = []
+
+    def fail_once(data: bytes | memoryview, flags: int) -> int:
+        if len(sent) == 2:  # The header, a part of the payload, and now more of it by the thread that waits.
+            sent.append(0)
+            raise MemoryError
+        sent.append(send(data, flags))
+        return sent[-1]
+
+    conn._transport.send = fail_once
+    payload = bytes(20 << 20)
+    raised: list[BaseException] = []
+
+    def try_to_send() -> None:
+        try:
+            conn.send(payload)
+        except MemoryError as error:
+            raised.append(error)
+
+    failing = threading.Thread(target=try_to_send)
+    failing.start()
+    wait_until(lambda: conn._polled)
+    other = threading.Thread(target=conn.send, args=("behind it",))
+    other.start()
+    wait_until(lambda: conn._progress is not None)
+    assert peer.read() == (Opcode.BINARY, payload)
+    assert peer.read() == (Opcode.TEXT, b"behind it")
+    for thread in failing, other:
+        thread.join(TIMEOUT)
+    assert len(raised) == 1
 
 
 def test_send_timeout(connect: Connect) -> None:

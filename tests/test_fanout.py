@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import select
@@ -129,6 +130,41 @@ def test_joining_in_on_connect(connect: Connect) -> None:
     wait_until(lambda: manager.broadcast("hi", to="red").sent and manager.broadcast("ho", to="blue").sent)
     assert ada.read()[1] == b"hi"
     assert bob.read()[1] == b"ho"
+
+
+def test_broadcast_to_a_connection_that_broke(connect: Connect) -> None:
+    recorder = Recorder()
+    working, read = threading.Event(), threading.Event()
+
+    def work(conn: Connection, opcode: Opcode, payload: str) -> None:
+        working.set()
+        read.wait(TIMEOUT)
+
+    recorder.manager.on_message = work
+    ((conn, peer),) = members(recorder.manager, connect, 1)
+    peer.send(Opcode.TEXT, b"a")
+    assert working.wait(TIMEOUT)
+    peer.reset()
+    assert conn._transport is not None
+    assert conn._transport.wait(readable=True, timeout=TIMEOUT)
+    assert recorder.manager.broadcast("nobody gets it") == Broadcast(sent=0, queued=0, dropped=0, failed=1)
+    read.set()
+    recorder.wait_closed()
+
+
+def test_broadcast_when_the_system_watches_no_more_sockets(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def watch(fd: int, flush: object) -> None:
+        raise OSError(errno.ENOSPC, "fs.epoll.max_user_watches")
+
+    recorder = Recorder()
+    ((conn, peer),) = members(recorder.manager, connect, 1)
+    monkeypatch.setattr(conn._housekeeper, "watch", watch)
+    with pytest.raises(OSError, match="max_user_watches"):
+        recorder.manager.broadcast(bytes(20 << 20))
+    conn.terminate()
+    assert recorder.wait_closed() == (1006, "terminated")
 
 
 def test_get(connect: Connect) -> None:

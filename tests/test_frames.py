@@ -365,7 +365,7 @@ def test_whole_messages() -> None:
         client_frame(Opcode.PING), client_frame(Opcode.TEXT, fin=False), client_frame(Opcode.TEXT, b"\xff"),
         client_frame(Opcode.TEXT, rsv=4), client_frame(Opcode.BINARY, bytes(301)), client_frame(Opcode.TEXT, b"a")[:-1],
         client_frame(Opcode.TEXT, mask=None), client_header(Opcode.BINARY, 1 << 63), b"\x82", b"\x82\xfe\0",
-        b"\x82\xff\0",
+        b"\x82\xff\0", client_header(Opcode.BINARY, (1 << 32) + 1) + b"a", client_header(Opcode.TEXT, (1 << 32) - 1),
     ]
     for behind in special:
         parser = FrameParser(max_size=300)

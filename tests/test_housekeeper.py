@@ -166,6 +166,18 @@ def test_deadlines_are_looked_at_while_sockets_are_busy(housekeeper: Housekeeper
         housekeeper.unwatch(left.fileno())
 
 
+def test_an_error_keeps_nothing_back(housekeeper: Housekeeper, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug in flush")
+
+    flushed = threading.Event()
+    housekeeper.flush_soon(fail)
+    housekeeper.flush_soon(flushed.set)
+    housekeeper.add(Checked(), 0.05)
+    assert flushed.wait(TIMEOUT)
+    wait_until(lambda: "a bug in flush" in caplog.text)
+
+
 def test_it_survives_errors(housekeeper: Housekeeper, caplog: pytest.LogCaptureFixture) -> None:
     left, right = socket.socketpair()
     fine = Checked()

@@ -540,10 +540,10 @@ def test_room_is_made_for_what_may_come_only() -> None:
         assert found is reader.room()
         return None if found is None else len(found)
 
-    assert room(100_000, 1000) == 99_000
-    assert room(100_000, 1000, max_size=100_000) == 99_000
-    assert room(1 << 40, 1000) is None
-    assert room(100_000, 100) is None
+    assert room(100_000, 10_000) == 90_000
+    assert room(100_000, 10_000, max_size=100_000) == 90_000
+    assert room(1 << 40, 10_000) is None
+    assert room(100_000, 1000) is None  # A peer that stalls here should not cost us 100 times what it sent.
     assert room(5000, 1000) is None
     assert room(10, 10 - 1) is None
     assert MessageReader().room() is None

@@ -104,11 +104,12 @@ typedef struct {
     Py_ssize_t length;
 } whole_frame;
 
-static int find_frame(const uint8_t *at, Py_ssize_t available, Py_ssize_t max_size, whole_frame *found)
+static int find_frame(const uint8_t *at, Py_ssize_t available, uint64_t max_size, whole_frame *found)
 {
     if (available < 6 || (at[0] != 0x81 && at[0] != 0x82) || !(at[1] & 0x80))  /* FIN, nothing reserved; masked. */
         return 0;
-    Py_ssize_t length = at[1] & 0x7f, header = 6;
+    uint64_t length = at[1] & 0x7f;  /* Where Py_ssize_t has 32 bits, a frame may still announce more. */
+    Py_ssize_t header = 6;
     if (length == 126) {
         if (available < 8)
             return 0;
@@ -122,9 +123,9 @@ static int find_frame(const uint8_t *at, Py_ssize_t available, Py_ssize_t max_si
             length = length << 8 | at[i];
         header = 14;
     }
-    if (length > max_size || length > available - header)
+    if (length > max_size || length > (uint64_t)(available - header))
         return 0;
-    *found = (whole_frame){at + header - 4, at + header, length};
+    *found = (whole_frame){at + header - 4, at + header, (Py_ssize_t)length};
     return 1;
 }
 
@@ -175,7 +176,7 @@ static PyObject *read_messages(PyObject *self, PyObject *const *args, Py_ssize_t
     if (PyBytes_AsStringAndSize(args[0], &buffer, &size) < 0)
         return NULL;
     Py_ssize_t start = PyLong_AsSsize_t(args[1]);
-    const Py_ssize_t max_size = args[2] == Py_None ? PY_SSIZE_T_MAX : PyLong_AsSsize_t(args[2]);
+    const uint64_t max_size = args[2] == Py_None ? UINT64_MAX : PyLong_AsUnsignedLongLong(args[2]);
     if (PyErr_Occurred())
         return NULL;
     if (start < 0 || start > size) {
@@ -266,6 +267,10 @@ static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     const Py_ssize_t size = PyLong_AsSsize_t(args[1]);
     if (PyErr_Occurred())
         return NULL;
+    if (size < 0) {
+        PyErr_SetString(PyExc_ValueError, "size is negative");
+        return NULL;
+    }
     char first[FIRST];
     Py_ssize_t got = receive(fd, first, size < FIRST ? size : FIRST, 0);
     if (got < FIRST || got == size) {

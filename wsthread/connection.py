@@ -50,6 +50,7 @@ Scope: TypeAlias = "Callable[[Connection], AbstractContextManager[Any]]"
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 _get_ident, _monotonic = threading.get_ident, time.monotonic
 _EOF = "the TCP connection was closed without a Close frame"
+_LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 _REASON_LIMIT = 120  # Our own reasons are ASCII; a Close has room for 123 bytes.
 
 
@@ -185,6 +186,7 @@ class Connection(Sender):
             except ConnectionClosed:
                 return
             yield message
+            del message  # The next one may take long to come.
 
     def receive_message(self, timeout: float | None = None) -> Message:
         """Wait for the next message like :meth:`receive`; return it with its opcode, TEXT or BINARY."""
@@ -258,10 +260,13 @@ class Connection(Sender):
         """Wait for bytes and give them to the protocol."""
         transport = self._transport
         assert transport is not None
-        if self._waiting_since is None:
+        first = self._waiting_since is None
+        if first:
             self._waiting_since = _monotonic()
-        if deadline is not None and not transport.wait(readable=True, timeout=deadline - _monotonic()):
-            raise TimeoutError("no message in time")
+        if deadline is not None:
+            left = deadline - _monotonic()
+            if not (first or left > -_LAST_READS) or not transport.wait(readable=True, timeout=left):
+                raise TimeoutError("no message in time")
         try:
             if self._room is None:
                 self._take(transport.recv(self._recv_size))
@@ -399,23 +404,25 @@ class Connection(Sender):
         """Bring the closing handshake to its end and close the socket. The connection's thread, once."""
         transport = self._transport
         assert transport is not None
-        self.close()
-        while not self._is_over(transport):
+        try:
+            self.close()
+            while not self._is_over(transport):
+                with self._send_lock:
+                    waiting = self._outbox.size > 0
+                # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
+                if not transport.wait(readable=True, writable=waiting, timeout=self._options.close_timeout):
+                    self.terminate(f"timeout of {self._options.close_timeout:g} s")
+                elif not self._read_now(transport):
+                    break
+        finally:  # Whatever fails, such as memory: a socket that stays open would be in the way of others.
             with self._send_lock:
-                waiting = self._outbox.size > 0
-            # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
-            if not transport.wait(readable=True, writable=waiting, timeout=self._options.close_timeout):
-                self.terminate(f"timeout of {self._options.close_timeout:g} s")
-            elif not self._read_now(transport):
-                break
-        with self._send_lock:
-            self._cut("closed")  # Wakes who still waits in send(), and closes the TCP connection for every copy of it.
-            transport.close()
-            self._transport = None
-            ending = self._ending()
-            assert ending is not None
-            self.close_code, self.close_reason = ending
-            self._state = State.CLOSED
+                self._cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
+                transport.close()
+                self._transport = None
+                ending = self._ending()
+                assert ending is not None
+                self.close_code, self.close_reason = ending
+                self._state = State.CLOSED
 
     def _is_over(self, transport: Transport) -> bool:
         """Tell whether nothing is left to send and nothing to wait for."""

@@ -99,7 +99,7 @@ class Housekeeper:
         with self._lock:
             soon, self._soon = self._soon, []
         for flush in soon:
-            flush()
+            _survive(flush)
 
     def _check_all(self, now: float) -> None:
         with self._lock:

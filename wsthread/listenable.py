@@ -97,6 +97,7 @@ class ListenableManager(Manager):
                 callbacks["on_message"](conn, opcode, payload)
             else:
                 conn.call(callbacks["on_message"], conn, opcode, payload)
+            del payload  # The next one may take long to come.
             conn.callback = None
 
     def report_error(self, conn: Connection, error: Exception) -> None:

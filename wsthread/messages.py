@@ -25,7 +25,7 @@ _CONTINUATION, _TEXT, _BINARY, _CLOSE = Opcode.CONTINUATION, Opcode.TEXT, Opcode
 
 # The rest of a frame is received in place when it is worth that, and when enough has come before: memory is taken for
 # all of it at once.
-_LEAST_ROOM, _ROOM_FACTOR = 4096, 128
+_LEAST_ROOM, _ROOM_FACTOR = 4096, 16
 
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 

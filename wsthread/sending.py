@@ -177,6 +177,8 @@ class Sender:
             reason: what ``close_reason`` will be.
         """
         with self._send_lock:
+            if self._held:
+                self._flush()  # The kernel was to have it when send() returned.
             self._cut(reason)
 
     # For the manager
@@ -202,6 +204,8 @@ class Sender:
             if slow and not self._make_room(len(data)):
                 return Posted.DROPPED, newly_slow
             entry = self._write_unattended(data, 1, True)
+            if self._failure is not None:  # The connection broke just now, or we see it only now.
+                raise self._closed_error()
             return Posted.SENT if entry is None else Posted.QUEUED, newly_slow
 
     def wait_progress(self) -> None:
@@ -318,9 +322,9 @@ class Sender:
     def _watch(self) -> None:
         """Let the housekeeper send what waits, if nobody else is going to."""
         if not (self._watched or self._polled or self._transport is None):
-            self._watched = True
             self._deadlines.waiting(time.monotonic(), self._outbox.sent)
             self._housekeeper.watch(self._transport.fileno(), self.flush)
+            self._watched = True
 
     def _unwatch(self) -> None:
         if self._watched and self._transport is not None:
@@ -372,8 +376,10 @@ class Sender:
             transport.wait(writable=True, timeout=timeout)
         finally:
             self._send_lock.acquire()
-            self._flush()
-            self._polled = False
+            try:
+                self._flush()
+            finally:
+                self._polled = False
 
     def _takes_more(self) -> bool:
         """Send what the kernel takes now and tell whether that was anything.

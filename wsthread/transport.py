@@ -21,8 +21,7 @@ IDLE_RECV_SIZE = 1 << 10 if c is None else RECV_SIZE
 #: For :attr:`Transport.send`: more follows at once.
 MORE = int(getattr(socket, "MSG_MORE", 0))
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
-#: Seconds; poll() counts its milliseconds with a C int.
-LONGEST_WAIT = 1_000_000.0
+_LONGEST_WAIT = 2e6  # Seconds, 23 days: poll() takes hardly more than that, and more is no limit.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
 
@@ -112,7 +111,9 @@ class Transport:
             poll.register(self._socket, (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0))
         except ValueError:  # Closed meanwhile; the caller is going to see that.
             return True
-        return bool(poll.poll(None if timeout is None else math.ceil(min(max(0.0, timeout), LONGEST_WAIT) * 1000)))
+        if timeout is None or timeout > _LONGEST_WAIT:
+            return bool(poll.poll(None))
+        return bool(poll.poll(math.ceil(max(0.0, timeout) * 1000)))
 
     def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
         """End one or both directions. Wakes a blocked recv and every wait; any thread may call it."""
@@ -134,3 +135,4 @@ class Transport:
     def close_copy(self) -> None:
         """Close a copy that a fork made; the connection itself is not touched."""
         self._socket.close()
+        self.recv, self.send = self._socket.recv, self._send  # The number is going to be another file's.
