@@ -90,20 +90,20 @@ def _mask(payload: bytes, key: bytes) -> bytes:
         pad = (key * (size // 4 + 1))[:size]
         return (int.from_bytes(payload, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
     result = bytearray(payload)
-    _mask_in_place(result, key)
+    for i in range(4):
+        if key[i]:
+            result[i::4] = result[i::4].translate(_xor_table(key[i]))
     return bytes(result)
 
 
-def _mask_in_place(octets: bytearray | memoryview, key: bytes) -> None:
-    for i in range(4):
-        if key[i]:
-            octets[i::4] = bytes(octets[i::4]).translate(_xor_table(key[i]))
+def _mask_in_place(octets: memoryview, key: bytes) -> None:
+    octets[:] = _mask(bytes(octets), key)  # Strides of a memoryview are slow.
 
 
 #: ``mask(payload, key)`` XORs a payload with a 4-byte masking key (RFC 6455 5.3); the same call unmasks.
 mask: Callable[[bytes, bytes], bytes] = _mask if c is None else c.mask
 #: The same for octets in a writable buffer.
-mask_in_place: Callable[[bytearray | memoryview, bytes], None] = _mask_in_place if c is None else c.mask_in_place
+mask_in_place: Callable[[memoryview, bytes], None] = _mask_in_place if c is None else c.mask_in_place
 
 
 @functools.cache
