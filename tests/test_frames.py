@@ -383,7 +383,7 @@ def test_whole_messages() -> None:
 
 
 @pytest.mark.parametrize("key", [MASK, bytes(4), b"\0\1\0\2"])
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4099])
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4099, 200_001])
 def test_mask_in_place(size: int, key: bytes) -> None:
     octets = bytes(i & 0xFF for i in range(size))
     for function in mask_in_place, frames_module._mask_in_place:

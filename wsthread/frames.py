@@ -66,6 +66,7 @@ _CONTROL = 0x08  # The bit that tells control frames from data frames.
 _LENGTH_16 = struct.Struct("!H")
 _LENGTH_64 = struct.Struct("!Q")
 _INT_XOR_LIMIT = 1024
+_MASK_SIZE = 1 << 16  # Of a part that is masked in place at a time: a multiple of 4.
 # The headers of nearly all frames that a server sends, ready.
 _SHORT_HEADERS = {opcode: tuple(bytes((FIN | opcode, length)) for length in range(126)) for opcode in Opcode}
 
@@ -97,7 +98,10 @@ def _mask(payload: bytes, key: bytes) -> bytes:
 
 
 def _mask_in_place(octets: memoryview, key: bytes) -> None:
-    octets[:] = _mask(bytes(octets), key)  # Strides of a memoryview are slow.
+    # Strides of a memoryview are slow, and so is memory for large copies.
+    for start in range(0, len(octets), _MASK_SIZE):
+        part = octets[start:start + _MASK_SIZE]
+        part[:] = _mask(bytes(part), key)
 
 
 #: ``mask(payload, key)`` XORs a payload with a 4-byte masking key (RFC 6455 5.3); the same call unmasks.
