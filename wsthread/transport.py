@@ -17,7 +17,7 @@ from .speedups import c
 # Bytes to read at once. In Python a read holds its buffer while it waits, so wait with a small one and read on with a
 # large one when it was filled. In C memory is taken when the bytes are there.
 RECV_SIZE = 1 << 16 if c is None else 1 << 17
-IDLE_RECV_SIZE = 1 << 10 if c is None else RECV_SIZE
+IDLE_RECV_SIZE = 1088 if c is None else RECV_SIZE  # 1 KiB and its header.
 #: For :attr:`Transport.send`: more follows at once.
 MORE = int(getattr(socket, "MSG_MORE", 0))
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
