@@ -4,8 +4,9 @@
 
    Locks. With the GIL, a thread that comes back from recv() has to get the GIL, and Python lets it wait for that with
    a timeout of some milliseconds, again and again: with hundreds of busy threads most of the time goes into these
-   wake-ups. So they queue at a mutex of the process first, the gate, and only the first in the queue asks for the GIL.
-   Nobody takes the gate while holding the GIL, so it cannot deadlock. Without the GIL there is no gate. */
+   wake-ups. So they wait at a mutex of the process first, the gate, and only one of them at a time asks for the GIL.
+   The gate does not keep their order; one that does costs more throughput than that is worth. Nobody takes the gate
+   while holding the GIL, so it cannot deadlock. Without the GIL there is no gate. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
