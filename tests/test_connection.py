@@ -78,7 +78,7 @@ def test_the_copy_of_a_fork_reaches_no_other_file() -> None:
         try:
             right.sendall(b"a")
             with pytest.raises(OSError):
-                transport.send(b"b", 0)
+                transport.send(b"b")
             with pytest.raises(OSError):
                 transport.recv(1)
         finally:
@@ -197,8 +197,8 @@ def test_replies_leave_together(connect: Connect) -> None:
     assert conn._transport is not None
     writes: list[int] = []
     send = conn._transport.send
-    conn._transport.send = lambda data, flags: (  # type: ignore[func-returns-value]
-        writes.append(len(data)) or send(data, flags))
+    conn._transport.send = lambda data: (  # type: ignore[func-returns-value]
+        writes.append(len(data)) or send(data))
     peer.socket.sendall(b"".join(client_frame(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)))
     assert [peer.read() for _ in range(20)] == [(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)]
     # The last reply leaves with those before it; the housekeeper may have sent some of them on a slow machine.
@@ -531,11 +531,11 @@ def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
     send = conn._transport.send
     sent: list[int] = []
 
-    def fail_once(data: bytes | memoryview, flags: int) -> int:
+    def fail_once(data: bytes | memoryview) -> int:
         if len(sent) == 2:  # The header, a part of the payload, and now more of it by the thread that waits.
             sent.append(0)
             raise MemoryError
-        sent.append(send(data, flags))
+        sent.append(send(data))
         return sent[-1]
 
     conn._transport.send = fail_once

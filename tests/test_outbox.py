@@ -1,10 +1,9 @@
-"""Bytes on their way, with a kernel that takes what the test lets it take."""
+"""Bytes that wait, and a kernel that takes what the test lets it take."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,163 +11,126 @@ from wsthread.outbox import Entry, Outbox
 
 
 class Kernel:
-    """A send buffer with so much room."""
+    """A send buffer."""
 
-    def __init__(self, room: int = 0) -> None:
-        self.room = room
+    def __init__(self) -> None:
         self.taken = b""
+        self.messages = 0  # How many left altogether.
 
-    def send(self, data: bytes | memoryview, flags: int) -> int:
-        """Take what there is room for."""
-        part = bytes(data[:self.room])
-        self.room -= len(part)
-        self.taken += part
-        return len(part)
-
-
-def fill(outbox: Outbox, kernel: Kernel, *entries: tuple[bytes, bool]) -> list[Entry | None]:
-    """Write entries given as data and whether they are droppable."""
-    return [outbox.write(data, kernel.send, droppable=droppable) for data, droppable in entries]
-
-
-def test_what_the_kernel_takes_at_once_does_not_wait() -> None:
-    outbox, kernel = Outbox(), Kernel(100)
-    assert outbox.write(b"hello", kernel.send) is None
-    assert (outbox.size, outbox.sent) == (0, 5)
-    assert kernel.taken == b"hello"
+    def take(self, outbox: Outbox, room: int) -> None:
+        """Take what waits, as long as there is room."""
+        while outbox.size:
+            data = outbox.first
+            part = bytes(data[:room])
+            room -= len(part)
+            self.taken += part
+            whole = len(part) == len(data)
+            self.messages += outbox.remove(len(part))
+            if not whole:
+                break
 
 
-def test_the_rest_waits() -> None:
-    outbox, kernel = Outbox(), Kernel(2)
-    entry = outbox.write(b"hello", kernel.send)
-    assert entry is not None
-    assert not entry.done
-    assert (outbox.size, outbox.sent) == (3, 2)
-    kernel.room = 1
-    outbox.flush(kernel.send)
-    assert not entry.done
-    assert (outbox.size, outbox.sent) == (2, 3)
-    outbox.flush(kernel.send)  # No room: nothing changes.
-    assert (outbox.size, outbox.sent) == (2, 3)
-    kernel.room = 2
-    outbox.flush(kernel.send)
-    assert entry.done
-    assert (outbox.size, outbox.sent) == (0, 5)
-    assert kernel.taken == b"hello"
+def fill(*entries: tuple[bytes, bool]) -> tuple[Outbox, list[Entry]]:
+    """Return an outbox with entries given as data and whether they are droppable."""
+    outbox = Outbox()
+    made = [Entry(data, 1, droppable) for data, droppable in entries]
+    for entry in made:
+        outbox.add(entry)
+    return outbox, made
 
 
-def test_nothing_overtakes() -> None:
-    outbox, kernel = Outbox(), Kernel(1)
-    first, second = fill(outbox, kernel, (b"ab", False), (b"cd", True))
-    kernel.room = 100
-    third = outbox.write(b"ef", kernel.send)  # There is room, but not before its turn.
-    assert kernel.taken == b"a"
-    assert first is not None and second is not None and third is not None
-    kernel.room = 3
-    outbox.flush(kernel.send)
-    assert (first.done, second.done, third.done) == (True, True, False)
-    kernel.room = 100
-    outbox.flush(kernel.send)
-    assert third.done
-    assert kernel.taken == b"abcdef"
-    assert outbox.write(b"gh", kernel.send) is None
-    assert outbox.sent == len(kernel.taken)
+def test_it_leaves_in_order_and_in_parts() -> None:
+    kernel = Kernel()
+    outbox, entries = fill((b"abc", False), (b"de", True))
+    assert outbox.size == 5
+    kernel.take(outbox, 2)
+    assert (kernel.taken, outbox.size, [entry.done for entry in entries]) == (b"ab", 3, [False, False])
+    kernel.take(outbox, 0)  # No room: nothing changes.
+    assert (kernel.taken, outbox.size) == (b"ab", 3)
+    kernel.take(outbox, 2)
+    assert (kernel.taken, outbox.size, [entry.done for entry in entries]) == (b"abcd", 1, [True, False])
+    outbox.add(Entry(b"f"))
+    kernel.take(outbox, 100)
+    assert (kernel.taken, outbox.size, entries[1].done) == (b"abcdef", 0, True)
+    outbox.add(Entry(b"g"))
+    kernel.take(outbox, 100)
+    assert (kernel.taken, outbox.size) == (b"abcdefg", 0)
 
 
 def test_messages_count_when_they_have_left() -> None:
-    outbox, kernel = Outbox(), Kernel(3)
-    outbox.write(b"a", kernel.send, messages=1)
-    outbox.write(b"b", kernel.send)
-    assert outbox.messages == 1
-    outbox.write(b"cd", kernel.send, messages=1)
-    outbox.write(b"ef", kernel.send, messages=1, droppable=True)
-    outbox.write(b"gh", kernel.send)
-    outbox.write(b"ij", kernel.send, messages=1)
-    assert outbox.messages == 1
+    outbox, kernel = Outbox(), Kernel()
+    outbox.add(Entry(b"a", 3))
+    outbox.add(Entry(b"bc"))
+    outbox.add(Entry(b"d", 1, True))
+    outbox.add(Entry(b"e", 1))
+    kernel.take(outbox, 2)
+    assert kernel.messages == 3
     outbox.drop(0)
-    kernel.room = 100
-    outbox.flush(kernel.send)
-    assert outbox.messages == 3
-
-
-def test_flush_of_nothing() -> None:
-    outbox, kernel = Outbox(), Kernel(1)
-    outbox.flush(kernel.send)
-    assert (outbox.size, outbox.sent) == (0, 0)
+    kernel.take(outbox, 100)
+    assert (kernel.taken, kernel.messages) == (b"abce", 4)
 
 
 def test_drop_gives_up_the_oldest() -> None:
-    outbox, kernel = Outbox(), Kernel()
-    entries = fill(outbox, kernel, (b"aaa", True), (b"bb", True), (b"c", True))
+    kernel = Kernel()
+    outbox, entries = fill((b"aaa", True), (b"bb", True), (b"c", True))
     assert outbox.drop(100) == 0
     assert outbox.drop(6) == 0
     assert outbox.drop(5) == 1
     assert outbox.size == 3
     assert outbox.drop(1) == 1
-    kernel.room = 100
-    outbox.flush(kernel.send)
+    kernel.take(outbox, 100)
     assert kernel.taken == b"c"
-    assert [entry is not None and entry.done for entry in entries] == [False, False, True]
+    assert [entry.done for entry in entries] == [False, False, True]
 
 
-def test_drop_keeps_what_somebody_waits_for_and_what_left_in_part() -> None:
-    outbox, kernel = Outbox(), Kernel(1)
-    fill(outbox, kernel, (b"aaa", True), (b"bbb", False), (b"ccc", True), (b"ddd", False), (b"eee", True))
+def test_drop_keeps_what_somebody_waits_for() -> None:
+    kernel = Kernel()
+    outbox, _ = fill((b"bbb", False), (b"ccc", True), (b"ddd", False), (b"eee", True))
     assert outbox.drop(0) == 2
-    assert outbox.size == 8
+    assert outbox.size == 6
     assert outbox.drop(0) == 0
-    kernel.room = 100
-    outbox.flush(kernel.send)
-    assert kernel.taken == b"aaabbbddd"
+    kernel.take(outbox, 100)
+    assert kernel.taken == b"bbbddd"
 
 
-def test_an_entry_that_leaves_in_part_while_flushing_is_kept() -> None:
-    outbox, kernel = Outbox(), Kernel()
-    fill(outbox, kernel, (b"aaa", True))
-    kernel.room = 1
-    outbox.flush(kernel.send)
-    assert outbox.drop(0) == 0
+def test_drop_keeps_what_left_in_part() -> None:
+    kernel = Kernel()
+    outbox, _ = fill((b"aaa", True), (b"bbb", True))
+    kernel.take(outbox, 1)
+    assert outbox.drop(0) == 1
     assert outbox.size == 2
+    kernel.take(outbox, 100)
+    assert kernel.taken == b"aaa"
 
 
 def test_drop_of_everything_and_then_more() -> None:
-    outbox, kernel = Outbox(), Kernel()
-    fill(outbox, kernel, (b"aaa", True), (b"bbb", True))
+    kernel = Kernel()
+    outbox, _ = fill((b"aaa", True), (b"bbb", True))
     assert outbox.drop(0) == 2
-    assert outbox.size == 0
-    assert outbox.drop(0) == 0
-    kernel.room = 3
-    assert outbox.write(b"ccc", kernel.send) is None
+    assert (outbox.size, outbox.drop(0)) == (0, 0)
+    outbox.add(Entry(b"ccc"))
+    kernel.take(outbox, 100)
     assert kernel.taken == b"ccc"
 
 
+def test_drop_of_nothing() -> None:
+    assert Outbox().drop(0) == 0
+
+
 def test_clear() -> None:
-    outbox, kernel = Outbox(), Kernel(1)
-    entry, _ = fill(outbox, kernel, (b"aaa", False), (b"bbb", True))
+    kernel = Kernel()
+    outbox, entries = fill((b"aaa", False), (b"bbb", True))
+    kernel.take(outbox, 1)
     outbox.clear()
-    assert (outbox.size, outbox.sent) == (0, 1)
-    kernel.room = 100
-    outbox.flush(kernel.send)
+    assert outbox.size == 0
+    kernel.take(outbox, 100)
     assert kernel.taken == b"a"
-    assert entry is not None
-    assert not entry.done
-
-
-def test_an_error_while_sending_leaves_the_rest_in_place() -> None:
-    outbox, kernel = Outbox(), Kernel()
-    fill(outbox, kernel, (b"aaa", True))
-
-    def broken(data: bytes | memoryview, flags: int) -> int:
-        raise BrokenPipeError
-
-    with pytest.raises(BrokenPipeError):
-        outbox.flush(broken)
-    assert outbox.size == 3
+    assert [entry.done for entry in entries] == [False, False]
 
 
 STEPS = st.lists(st.one_of(
-    st.tuples(st.just("write"), st.binary(min_size=1, max_size=9), st.booleans()),
-    st.tuples(st.just("flush"), st.integers(0, 12)),
+    st.tuples(st.just("add"), st.binary(min_size=1, max_size=9), st.booleans()),
+    st.tuples(st.just("take"), st.integers(0, 12)),
     st.tuples(st.just("drop"), st.integers(0, 30)),
 ))
 
@@ -176,26 +138,24 @@ STEPS = st.lists(st.one_of(
 @given(STEPS)
 def test_any_course(steps: Iterable[tuple[str, int] | tuple[str, bytes, bool]]) -> None:
     outbox, kernel = Outbox(), Kernel()
-    written: list[tuple[bytes, Entry | None, bool]] = []
+    written: list[tuple[bytes, Entry]] = []
     dropped = 0
     for name, value, *droppable in steps:
-        if name == "write":
+        if name == "add":
             assert isinstance(value, bytes)
-            entry = outbox.write(value, kernel.send, messages=1, droppable=droppable[0])
-            written.append((value, entry, droppable[0]))
-        elif name == "flush":
+            written.append((value, Entry(value, 1, droppable[0])))
+            outbox.add(written[-1][1])
+        elif name == "take":
             assert isinstance(value, int)
-            kernel.room = value
-            outbox.flush(kernel.send)
+            kernel.take(outbox, value)
         else:
             assert isinstance(value, int)
             dropped += outbox.drop(value)
-    assert outbox.sent == len(kernel.taken)
-    kernel.room = 1 << 20
-    outbox.flush(kernel.send)
+        arrived = sum(len(data) for data, entry in written if entry.done)
+        assert arrived <= len(kernel.taken)
+    kernel.take(outbox, 1 << 20)
     assert outbox.size == 0
-    arrived = [data for data, entry, _ in written if entry is None or entry.done]
-    assert kernel.taken == b"".join(arrived)
-    assert dropped == len(written) - len(arrived)
-    assert outbox.messages == len(arrived)
-    assert all(droppable for _, entry, droppable in written if entry is not None and not entry.done)
+    arrived_data = [data for data, entry in written if entry.done]
+    assert kernel.taken == b"".join(arrived_data)
+    assert dropped == len(written) - len(arrived_data)
+    assert kernel.messages == len(arrived_data)

@@ -10,6 +10,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <structmember.h>
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
@@ -19,7 +20,9 @@
 
 enum { SMALL = 4096 };  /* Bytes that are not worth giving up the GIL for, or a block of memory. */
 enum { FIRST = 1088 };  /* Bytes of a first read: on the stack, of which each thread should touch few pages. */
-enum { BATCH = 64 };  /* Messages that are made at once; more would only wait in memory. */
+enum { DONT_WAIT = MSG_DONTWAIT | MSG_NOSIGNAL };
+enum { BATCH = 64 };  /* Messages that are made at once, or sent at once: more would only wait. */
+enum { BATCH_BYTES = 1 << 18 };
 
 #ifdef Py_GIL_DISABLED
 #define GATED_RESTORE(save) PyEval_RestoreThread(save)
@@ -207,35 +210,48 @@ static PyObject *read_messages(PyObject *self, PyObject *const *args, Py_ssize_t
     return Py_BuildValue("(Nn)", messages, start);
 }
 
-/* A message as one frame, unmasked as a server sends it. */
-static PyObject *encode_message(PyObject *self, PyObject *payload)
+/* The octets of a message; NULL if they are not at hand, or too many. */
+static const void *find_octets(PyObject *payload, Py_ssize_t limit, Py_ssize_t *length)
 {
-    const void *octets;
-    Py_ssize_t length;
+    const void *octets = NULL;
     if (PyUnicode_Check(payload) && PyUnicode_IS_COMPACT_ASCII(payload)) {  /* Its octets are there, as UTF-8. */
         octets = PyUnicode_DATA(payload);
-        length = PyUnicode_GET_LENGTH(payload);
+        *length = PyUnicode_GET_LENGTH(payload);
     } else if (PyBytes_Check(payload)) {
         octets = PyBytes_AS_STRING(payload);
-        length = PyBytes_GET_SIZE(payload);
-    } else
-        Py_RETURN_NONE;
-    if (length >= 1 << 16)
-        Py_RETURN_NONE;
-    const Py_ssize_t header = length < 126 ? 2 : 4;
-    PyObject *result = PyBytes_FromStringAndSize(NULL, header + length);
-    if (result == NULL)
-        return NULL;
-    uint8_t *frame = (uint8_t *)PyBytes_AS_STRING(result);
-    frame[0] = PyUnicode_Check(payload) ? 0x81 : 0x82;
-    if (header == 2)
-        frame[1] = (uint8_t)length;
-    else {
-        frame[1] = 126;
-        frame[2] = (uint8_t)(length >> 8);
-        frame[3] = (uint8_t)length;
+        *length = PyBytes_GET_SIZE(payload);
     }
-    memcpy(frame + header, octets, length);
+    return octets != NULL && *length <= limit ? octets : NULL;
+}
+
+/* Before the octets of a message, unmasked as a server sends it; returns its size. */
+static int write_header(uint8_t *header, PyObject *payload, Py_ssize_t length)
+{
+    header[0] = PyUnicode_Check(payload) ? 0x81 : 0x82;
+    if (length < 126) {
+        header[1] = (uint8_t)length;
+        return 2;
+    }
+    header[1] = 126;
+    header[2] = (uint8_t)(length >> 8);
+    header[3] = (uint8_t)length;
+    return 4;
+}
+
+/* A message as one frame. */
+static PyObject *encode_message(PyObject *self, PyObject *payload)
+{
+    Py_ssize_t length;
+    const void *octets = find_octets(payload, (1 << 16) - 1, &length);
+    if (octets == NULL)
+        Py_RETURN_NONE;
+    uint8_t header[4];
+    const int header_size = write_header(header, payload, length);
+    PyObject *result = PyBytes_FromStringAndSize(NULL, header_size + length);
+    if (result != NULL) {
+        memcpy(PyBytes_AS_STRING(result), header, header_size);
+        memcpy(PyBytes_AS_STRING(result) + header_size, octets, length);
+    }
     return result;
 }
 
@@ -317,42 +333,230 @@ static PyObject *recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return PyLong_FromSsize_t(got);
 }
 
+/* send() of what the kernel takes now; -1 with errno. */
+static Py_ssize_t send_now(int fd, const void *from, Py_ssize_t size)
+{
+    Py_ssize_t sent;
+    do
+        sent = send(fd, from, size, DONT_WAIT);
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? 0 : sent;
+}
+
 static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 3) {
-        PyErr_SetString(PyExc_TypeError, "send(fd, data, flags)");
+    if (nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "send(fd, data)");
         return NULL;
     }
     const int fd = (int)PyLong_AsLong(args[0]);
-    const int flags = (int)PyLong_AsLong(args[2]) | MSG_DONTWAIT | MSG_NOSIGNAL;
-    if (PyErr_Occurred())
+    if (fd == -1 && PyErr_Occurred())
         return NULL;
     Py_buffer data;
     if (PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)
         return NULL;
     Py_ssize_t sent;
-    int error;
-    if (data.len <= SMALL) {  /* It never waits, so giving up the GIL would cost more than it gives. */
-        do
-            sent = send(fd, data.buf, data.len, flags);
-        while (sent < 0 && errno == EINTR);
-        error = errno;
-    } else {
+    if (data.len <= SMALL)  /* It never waits, so giving up the GIL would cost more than it gives. */
+        sent = send_now(fd, data.buf, data.len);
+    else {
         PyThreadState *save = PyEval_SaveThread();
-        do
-            sent = send(fd, data.buf, data.len, flags);
-        while (sent < 0 && errno == EINTR);
-        error = errno;
+        sent = send_now(fd, data.buf, data.len);
+        const int error = errno;
         GATED_RESTORE(save);
+        errno = error;
     }
+    const int error = errno;
     PyBuffer_Release(&data);
-    if (sent < 0) {
-        if (error == EAGAIN || error == EWOULDBLOCK)
-            return PyLong_FromLong(0);
+    errno = error;
+    return sent < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromSsize_t(sent);
+}
+
+static PyObject *send_both(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 3 || !PyBytes_Check(args[1]) || !PyBytes_Check(args[2])) {
+        PyErr_SetString(PyExc_TypeError, "send_both(fd, header, payload)");
+        return NULL;
+    }
+    const int fd = (int)PyLong_AsLong(args[0]);
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    struct iovec parts[] = {
+        {PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1])},
+        {PyBytes_AS_STRING(args[2]), PyBytes_GET_SIZE(args[2])},
+    };
+    struct msghdr both = {.msg_iov = parts, .msg_iovlen = 2};
+    Py_ssize_t sent;
+    PyThreadState *save = PyEval_SaveThread();
+    do
+        sent = sendmsg(fd, &both, DONT_WAIT);
+    while (sent < 0 && errno == EINTR);
+    const int error = errno;
+    GATED_RESTORE(save);
+    if (sent < 0 && error != EAGAIN && error != EWOULDBLOCK) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    return PyLong_FromSsize_t(sent);
+    return PyLong_FromSsize_t(sent < 0 ? 0 : sent);
+}
+
+/* The base of wsthread.sending.Sender: what decides whether a frame may go straight to the socket, and what counts it.
+   The send lock guards all of it, and each write to the socket. */
+typedef struct {
+    PyObject_HEAD
+    PyObject *send_lock;  /* A threading.Lock. */
+    Py_ssize_t bytes_sent, messages_sent;
+    int fd;
+    char clear;  /* The connection is OPEN, nothing waits in it, and messages are not compressed. */
+} send_state;
+
+static void send_state_dealloc(send_state *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(self->send_lock);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef send_state_members[] = {
+    {"_send_lock", T_OBJECT_EX, offsetof(send_state, send_lock), 0, NULL},
+    {"_bytes_sent", T_PYSSIZET, offsetof(send_state, bytes_sent), 0, NULL},
+    {"_messages_sent", T_PYSSIZET, offsetof(send_state, messages_sent), 0, NULL},
+    {"_fd", T_INT, offsetof(send_state, fd), 0, NULL},
+    {"_clear", T_BOOL, offsetof(send_state, clear), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot send_state_slots[] = {
+    {Py_tp_dealloc, send_state_dealloc},
+    {Py_tp_members, send_state_members},
+    {Py_tp_doc, "What decides whether a frame may go straight to the socket."},
+    {0, NULL},
+};
+
+static PyType_Spec send_state_spec = {
+    "wsthread._speedups.SendState", sizeof(send_state), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, send_state_slots,
+};
+
+typedef struct {
+    PyTypeObject *send_state;
+    PyObject *acquire, *release;  /* Names. */
+} module_state;
+
+static void leave(const module_state *state, send_state *conn)
+{
+    PyObject *result = PyObject_VectorcallMethod(state->release, &conn->send_lock, 1, NULL);
+    if (result == NULL)
+        PyErr_WriteUnraisable(conn->send_lock);
+    Py_XDECREF(result);
+}
+
+/* Takes the send lock if nobody has it and a frame may go straight to the socket. */
+static int enter_clear(const module_state *state, send_state *conn)
+{
+    PyObject *args[] = {conn->send_lock, Py_False};
+    PyObject *result = PyObject_VectorcallMethod(state->acquire, args, 2, NULL);
+    if (result == NULL)
+        PyErr_WriteUnraisable(conn->send_lock);
+    const int entered = result == Py_True;
+    Py_XDECREF(result);
+    if (entered && !conn->clear) {
+        leave(state, conn);
+        return 0;
+    }
+    return entered;
+}
+
+/* Counts a message of which all was sent, or nothing, and gives the send lock back. */
+static void leave_sent(const module_state *state, send_state *conn, Py_ssize_t sent)
+{
+    if (sent > 0) {
+        conn->bytes_sent += sent;
+        conn->messages_sent++;
+    }
+    leave(state, conn);
+}
+
+static PyObject *send_small(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    const module_state *state = PyModule_GetState(self);
+    if (nargs != 3 || !PyObject_TypeCheck(args[0], state->send_state)) {
+        PyErr_SetString(PyExc_TypeError, "send_small(conn, payload, timeout)");
+        return NULL;
+    }
+    send_state *const conn = (send_state *)args[0];
+    Py_ssize_t length;
+    const void *octets = find_octets(args[1], SMALL, &length);
+    if (octets == NULL || !enter_clear(state, conn))
+        Py_RETURN_FALSE;
+    uint8_t frame[4 + SMALL];
+    const Py_ssize_t size = write_header(frame, args[1], length) + length;
+    memcpy(frame + size - length, octets, length);
+    const Py_ssize_t sent = send_now(conn->fd, frame, size);
+    if (0 < sent && sent < size) {  /* It waits for the rest, and gives the lock back. */
+        PyObject *result = PyObject_CallMethod(args[0], "_send_rest", "y#nO", frame, size, sent, args[2]);
+        if (result == NULL)
+            return NULL;
+        Py_DECREF(result);
+    } else
+        leave_sent(state, conn, sent);
+    return PyBool_FromLong(sent > 0);
+}
+
+static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    const module_state *state = PyModule_GetState(self);
+    if (nargs != 2 || !PyTuple_Check(args[0]) || !PyBytes_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "send_each(connections, frame)");
+        return NULL;
+    }
+    PyObject *const frame = args[1], *const *conns = &PyTuple_GET_ITEM(args[0], 0);
+    const Py_ssize_t total = PyTuple_GET_SIZE(args[0]), size = PyBytes_GET_SIZE(frame);
+    for (Py_ssize_t i = 0; i < total; i++)
+        if (!PyObject_TypeCheck(conns[i], state->send_state)) {
+            PyErr_SetString(PyExc_TypeError, "a connection is a SendState");
+            return NULL;
+        }
+    /* Others may wait for these send locks: not too many at once, and not for too long. */
+    const Py_ssize_t limit = size > BATCH_BYTES / BATCH ? 1 + BATCH_BYTES / size : BATCH;
+    Py_ssize_t whole = 0, left = 0;
+    PyObject *others = PyList_New(total);
+    if (others == NULL)
+        return NULL;
+    for (Py_ssize_t i = 0; i < total;) {
+        send_state *batch[BATCH];
+        Py_ssize_t sent[BATCH], count = 0;
+        for (; i < total && count < limit; i++) {
+            send_state *const conn = (send_state *)conns[i];
+            if (enter_clear(state, conn))
+                batch[count++] = conn;
+            else
+                PyList_SET_ITEM(others, left++, Py_NewRef(conns[i]));
+        }
+        PyThreadState *save = PyEval_SaveThread();
+        for (Py_ssize_t k = 0; k < count; k++)
+            sent[k] = send_now(batch[k]->fd, PyBytes_AS_STRING(frame), size);
+        GATED_RESTORE(save);
+        for (Py_ssize_t k = 0; k < count; k++) {
+            PyObject *const conn = (PyObject *)batch[k];
+            if (0 < sent[k] && sent[k] < size) {  /* It lets the rest wait, and gives the lock back. */
+                PyObject *result = PyObject_CallMethod(conn, "_keep_rest", "On", frame, sent[k]);
+                if (result == NULL)
+                    PyErr_WriteUnraisable(conn);
+                Py_XDECREF(result);
+                continue;
+            }
+            leave_sent(state, batch[k], sent[k]);
+            if (sent[k] > 0)
+                whole++;
+            else
+                PyList_SET_ITEM(others, left++, Py_NewRef(conn));
+        }
+    }
+    if (PyList_SetSlice(others, left, total, NULL) < 0) {
+        Py_DECREF(others);
+        return NULL;
+    }
+    return Py_BuildValue("(nN)", whole, others);
 }
 
 #define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
@@ -369,7 +573,13 @@ static PyMethodDef methods[] = {
     {"recv", FAST(recv_bytes), "recv(fd, size): wait for bytes; b'' at EOF."},
     {"recv_into", FAST(recv_into), "recv_into(fd, buffer): wait for bytes, return their number; 0 at EOF."},
     {"send", FAST(send_bytes),
-     "send(fd, data, flags): write what can be written without waiting; return how many bytes that was."},
+     "send(fd, data): write what can be written without waiting; return how many bytes that was."},
+    {"send_both", FAST(send_both), "send_both(fd, header, payload): the same for two pieces of bytes."},
+    {"send_small", FAST(send_small),
+     "send_small(conn, payload, timeout): send a short message if its way is clear; tell whether that was so."},
+    {"send_each", FAST(send_each),
+     "send_each(connections, frame): send a frame to those whose way is clear; return how many got all of it, and a\n"
+     "list of those who got nothing."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -382,7 +592,33 @@ static int initialize(PyObject *module)
         pthread_atfork(NULL, NULL, renew_gate);
     }
 #endif
+    module_state *state = PyModule_GetState(module);
+    state->acquire = PyUnicode_InternFromString("acquire");
+    state->release = PyUnicode_InternFromString("release");
+    state->send_state = (PyTypeObject *)PyType_FromModuleAndSpec(module, &send_state_spec, NULL);
+    if (state->acquire == NULL || state->release == NULL || state->send_state == NULL)
+        return -1;
+    return PyModule_AddType(module, state->send_state);
+}
+
+static int traverse_module(PyObject *module, visitproc visit, void *arg)
+{
+    Py_VISIT(((module_state *)PyModule_GetState(module))->send_state);
     return 0;
+}
+
+static int clear_module(PyObject *module)
+{
+    module_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->send_state);
+    Py_CLEAR(state->acquire);
+    Py_CLEAR(state->release);
+    return 0;
+}
+
+static void free_module(void *module)
+{
+    clear_module(module);
 }
 
 static PyModuleDef_Slot slots[] = {
@@ -394,7 +630,8 @@ static PyModuleDef_Slot slots[] = {
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_speedups", "The hot path of a connection in C.", 0, methods, slots, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_speedups", "The hot path of a connection in C.", sizeof(module_state), methods, slots,
+    traverse_module, clear_module, free_module,
 };
 
 PyMODINIT_FUNC PyInit__speedups(void)

@@ -326,8 +326,8 @@ class Connection(Sender):
     def totals(self) -> Totals:
         """Return what went in and out so far."""
         return Totals(
-            messages_received=self._messages_received, messages_sent=self._outbox.messages,
-            messages_dropped=self._messages_dropped, bytes_received=self._bytes_received, bytes_sent=self._outbox.sent)
+            messages_received=self._messages_received, messages_sent=self._messages_sent,
+            messages_dropped=self._messages_dropped, bytes_received=self._bytes_received, bytes_sent=self._bytes_sent)
 
     def describe(self, now: float) -> str:
         """Return one line for the operator: who it is, and what it does since when."""
@@ -346,6 +346,7 @@ class Connection(Sender):
     def close_after_fork(self) -> None:
         """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken."""
         if self._transport is not None:
+            self._clear = False
             self._transport.close_copy()
 
     @property
@@ -356,8 +357,9 @@ class Connection(Sender):
     def open(self, transport: Transport, response: bytes, unread: bytes) -> None:
         """Go from CONNECTING to OPEN: send the 101 and let the connection's thread run."""
         with self._send_lock:
-            self._transport = transport
+            self._transport, self._fd = transport, transport.fileno()
             self._state = State.OPEN
+            self._clear = self._is_clear()
             self._write_unattended(response)
         if unread:
             self._protocol.receive_data(unread)
@@ -391,7 +393,7 @@ class Connection(Sender):
             # As long as a callback runs nobody reads, not even Pongs.
             unread = self._transport is not None and self._transport.wait(readable=True, timeout=0.0)
             action, reason = self._deadlines.check(
-                now, received=self._bytes_received, unread=unread, sent=self._outbox.sent,
+                now, received=self._bytes_received, unread=unread, sent=self._bytes_sent,
                 waiting=self._outbox.size > 0, idle_since=self._waiting_since)
             if action is Action.PING and self._state is State.OPEN:
                 self._write_unattended(self._protocol.send_ping(self._deadlines.ping_payload))

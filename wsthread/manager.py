@@ -30,7 +30,7 @@ from .messages import Payload, PreparedMessage
 from .options import Options, Overflow
 from .protocol import Close, encode_close
 from .registry import Registry
-from .sending import Posted, State, Totals
+from .sending import Posted, State, Totals, send_each
 
 logger = logging.getLogger("wsthread")
 
@@ -184,9 +184,14 @@ class Manager:
         message = PreparedMessage(payload)
         groups = [to] if isinstance(to, str) else to
         left_out = {exclude} if isinstance(exclude, Connection) else set(exclude)
-        outcomes = Counter(
-            self._post(conn, message) for conn in self._registry.snapshot(groups) if conn not in left_out)
-        return Broadcast(outcomes[Posted.SENT], outcomes[Posted.QUEUED], outcomes[Posted.DROPPED], outcomes[None])
+        connections = self._registry.snapshot(groups)
+        if left_out:
+            connections = tuple(conn for conn in connections if conn not in left_out)
+        sent, others = send_each(connections, message.encode(None))
+        queued = len(connections) - sent - len(others)
+        outcomes = Counter(self._post(conn, message) for conn in others)
+        return Broadcast(
+            sent + outcomes[Posted.SENT], queued + outcomes[Posted.QUEUED], outcomes[Posted.DROPPED], outcomes[None])
 
     def _post(self, conn: Connection, message: PreparedMessage) -> Posted | None:
         try:

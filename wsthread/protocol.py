@@ -119,6 +119,11 @@ class Protocol:
                 self._agreement.server_context_takeover)
         return encode_compressed(opcode, octets, self._deflater)
 
+    @property
+    def compresses(self) -> bool:
+        """Whether the peer agreed to compression, so that messages may have to be compressed."""
+        return self._agreement is not None
+
     def send_header(self, payload: bytes) -> bytes | None:
         """Return what goes before a payload that is sent as it is; None when it has to be compressed."""
         return None if self._compresses(len(payload)) else encode_header(Opcode.BINARY, len(payload))

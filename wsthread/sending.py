@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum, IntEnum, auto
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from .deadlines import Deadlines
 from .exceptions import ConnectionClosed
@@ -24,7 +24,8 @@ from .messages import Payload, PreparedMessage
 from .options import Options
 from .outbox import Entry, Outbox
 from .protocol import Close, Protocol, encode_close
-from .transport import MORE, Transport
+from .speedups import c
+from .transport import Transport
 
 
 class State(IntEnum):
@@ -55,6 +56,8 @@ class Posted(Enum):
     FULL = auto()  # Nothing yet: with overflow="block", wait and try again.
 
 
+T = TypeVar("T")
+
 # Plain names: looking a member up in its enum or a function up in its module costs as much as a function call.
 _OPEN = State.OPEN
 _get_ident = threading.get_ident
@@ -64,12 +67,43 @@ _LARGE = 1 << 15  # Bytes of a payload that is not copied behind its header.
 _LONGEST_POLL = 1.0  # Seconds. Whoever closes the socket wakes a poll, unless it begins in that moment.
 
 
-class Sender:
+class SendState:
+    """What decides whether a frame may go straight to the socket, for the extension, which has this class as well."""
+
+    __slots__ = ("_send_lock", "_clear", "_fd", "_bytes_sent", "_messages_sent")
+
+    _send_lock: threading.Lock
+    _clear: bool
+    _fd: int
+    _bytes_sent: int
+    _messages_sent: int
+
+
+def send_each(connections: tuple[T, ...], frame: bytes) -> tuple[int, list[T]]:
+    """Send a frame to those connections whose way is clear, in C.
+
+    Returns:
+        How many got all of it, and who got nothing. What is missing of the rest waits.
+    """
+    return 0, list(connections)
+
+
+def send_small(conn: Sender, payload: Payload, timeout: float | None) -> bool:
+    """Do what :meth:`Sender.send` does for a short message if its way is clear, in C; tell whether that was so."""
+    return False
+
+
+if c is not None:
+    send_each, send_small = c.send_each, c.send_small  # noqa: F811
+    SendState = c.SendState  # type: ignore[misc]  # noqa: F811
+
+
+class Sender(SendState):
     """What of a connection any thread may use; see :class:`wsthread.Connection`."""
 
     __slots__ = (
-        "_options", "_housekeeper", "_thread_id", "_has_input", "_send_lock", "_state", "_protocol", "_outbox",
-        "_transport", "_watched", "_held", "_flushed_soon", "_polled", "_progress", "_slow", "_failure", "_deadlines",
+        "_options", "_housekeeper", "_thread_id", "_has_input", "_state", "_protocol", "_outbox", "_transport",
+        "_watched", "_held", "_flushed_soon", "_polled", "_progress", "_slow", "_failure", "_deadlines",
         "_messages_dropped",
     )
 
@@ -80,6 +114,10 @@ class Sender:
         self._has_input = False  # Whether the protocol may have more events; the connection's thread owns it.
         # Guarded by the send lock, as are the protocol's send half and each write to the transport.
         self._send_lock = threading.Lock()
+        self._clear = False  # Whether a frame may go straight to the socket: OPEN, nothing waits, no compression.
+        self._fd = -1
+        self._bytes_sent = 0
+        self._messages_sent = 0
         self._state = State.CONNECTING
         self._protocol = protocol
         self._outbox = Outbox()
@@ -120,6 +158,8 @@ class Sender:
             TimeoutError: the peer was too slow. A part of the message may have left, so the connection is terminated.
             TypeError: the payload is neither str nor bytes-like.
         """
+        if not self._has_input and send_small(self, payload, timeout):
+            return
         with self._send_lock:
             if self._state is not _OPEN:
                 raise self._closed_error()
@@ -132,7 +172,7 @@ class Sender:
                     return
                 entry = self._write(data, 1)
             if entry is not None:
-                self._wait_for(lambda: entry.done, math.inf if timeout is None else time.monotonic() + timeout)
+                self._wait_done(entry, timeout)
 
     def ping(self, payload: bytes = b"") -> None:
         """Send a Ping (RFC 6455 5.5.2) without waiting for anything. Any thread may call it.
@@ -216,8 +256,8 @@ class Sender:
             TimeoutError: it took nothing for ``write_timeout``. The connection is terminated.
         """
         with self._send_lock:
-            sent = self._outbox.sent
-            self._wait_for(lambda: self._outbox.sent > sent or not self._outbox.size, math.inf)
+            sent = self._bytes_sent
+            self._wait_for(lambda: self._bytes_sent > sent or not self._outbox.size, math.inf)
 
     def flush(self) -> None:
         """Send what the kernel takes now. Any thread may call it."""
@@ -260,6 +300,7 @@ class Sender:
         the housekeeper sends them soon.
         """
         self._held.append(data)
+        self._clear = False
         if len(self._held) >= _HOLD_MESSAGES:
             self._flush()
         elif not self._flushed_soon:
@@ -271,17 +312,27 @@ class Sender:
             self._flushed_soon = False
             self._flush()
 
-    def _write(self, data: bytes, messages: int = 0, droppable: bool = False, flags: int = 0) -> Entry | None:
-        """Send bytes or put them into the outbox, see :meth:`Outbox.write`, for a caller that waits for them."""
+    def _write(self, data: bytes, messages: int = 0, droppable: bool = False) -> Entry | None:
+        """Send bytes or put them into the outbox, for a caller that waits for them; return None when all have left.
+
+        For ``messages`` and ``droppable`` see :class:`Entry`.
+        """
         assert self._transport is not None
         if self._held:
             data, messages, droppable = b"".join([*self._held, data]), messages + len(self._held), False
             self._held.clear()
-        try:
-            return self._outbox.write(data, self._transport.send, messages, droppable, flags)
-        except OSError as error:
-            self._cut(str(error))
-            return Entry(b"", messages, droppable)  # Never done.
+            self._clear = self._is_clear()
+        sent = 0
+        if not self._outbox.size:
+            try:
+                sent = self._transport.send(data)
+            except OSError as error:
+                return self._break(error)
+            self._bytes_sent += sent
+            if sent == len(data):
+                self._messages_sent += messages
+                return None
+        return self._keep(memoryview(data)[sent:] if sent else data, messages, droppable and not sent)
 
     def _write_unattended(self, data: bytes, messages: int = 0, droppable: bool = False) -> Entry | None:
         """The same for a caller that does not wait."""
@@ -291,26 +342,77 @@ class Sender:
         return entry
 
     def _write_large(self, payload: bytes) -> Entry | None:
+        """Send a message without a copy behind its header, if nothing else waits."""
         header = self._protocol.send_header(payload)
         if header is None:
             return self._write(self._protocol.send_message(payload), 1)
-        self._write(header, flags=MORE)
-        return self._write(payload, 1)
+        if self._held or self._outbox.size:
+            return self._write(header + payload, 1)
+        assert self._transport is not None
+        try:
+            sent = self._transport.send_both(header, payload)
+        except OSError as error:
+            return self._break(error)
+        self._bytes_sent += sent
+        missing = len(header) + len(payload) - sent
+        if missing == 0:
+            self._messages_sent += 1
+            return None
+        return self._keep(memoryview(payload)[-missing:] if missing < len(payload) else header[sent:] + payload, 1)
+
+    def _keep(self, data: bytes | memoryview, messages: int, droppable: bool = False) -> Entry:
+        """Put into the outbox what the kernel does not take now."""
+        entry = Entry(data, messages, droppable)
+        self._outbox.add(entry)
+        self._clear = False
+        return entry
+
+    def _keep_rest(self, frame: bytes, sent: int) -> None:
+        """Keep the rest of a broadcast's frame, of which the extension could send a part, and release the lock."""
+        try:
+            self._bytes_sent += sent
+            self._keep(memoryview(frame)[sent:], 1)
+            self._watch()
+        finally:
+            self._send_lock.release()
+
+    def _send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
+        """Send the rest of a message, of which the extension could send a part, and release the lock."""
+        try:
+            self._bytes_sent += sent
+            self._wait_done(self._keep(memoryview(frame)[sent:], 1), timeout)
+        finally:
+            self._send_lock.release()
+
+    def _break(self, error: OSError) -> Entry:
+        self._cut(str(error))
+        return Entry(b"")  # Never done.
+
+    def _is_clear(self) -> bool:
+        return self._state is _OPEN and not (self._outbox.size or self._held or self._protocol.compresses)
 
     def _flush(self) -> None:
         """Send what the kernel takes now."""
-        if self._transport is None:
+        transport, outbox = self._transport, self._outbox
+        if transport is None:
             return
         if self._held:
             self._write(b"")
         try:
-            self._outbox.flush(self._transport.send)
+            while outbox.size:
+                data = outbox.first
+                sent = transport.send(data)
+                self._bytes_sent += sent
+                self._messages_sent += outbox.remove(sent)
+                if sent < len(data):
+                    break
         except OSError as error:
             self._cut(str(error))
         if self._outbox.size:
             self._watch()
         else:
             self._slow = False
+            self._clear = self._is_clear()
             self._unwatch()
         self._wake()
 
@@ -322,7 +424,7 @@ class Sender:
     def _watch(self) -> None:
         """Let the housekeeper send what waits, if nobody else is going to."""
         if not (self._watched or self._polled or self._transport is None):
-            self._deadlines.waiting(time.monotonic(), self._outbox.sent)
+            self._deadlines.waiting(time.monotonic(), self._bytes_sent)
             self._housekeeper.watch(self._transport.fileno(), self.flush)
             self._watched = True
 
@@ -342,14 +444,14 @@ class Sender:
                 terminated.
         """
         patience = math.inf if self._options.write_timeout is None else self._options.write_timeout
-        sent, stuck_at = self._outbox.sent, time.monotonic() + patience
+        sent, stuck_at = self._bytes_sent, time.monotonic() + patience
         try:
             while not is_over():
                 if self._failure is not None:
                     raise self._closed_error()
                 now = time.monotonic()
-                if self._outbox.sent > sent:
-                    sent, stuck_at = self._outbox.sent, now + patience
+                if self._bytes_sent > sent:
+                    sent, stuck_at = self._bytes_sent, now + patience
                 left = min(stuck_at, deadline) - now
                 if left > 0:
                     self._wait(min(left, _LONGEST_POLL))
@@ -360,6 +462,9 @@ class Sender:
             self._wake()  # One of the others has to go on.
             if self._outbox.size:
                 self._watch()
+
+    def _wait_done(self, entry: Entry, timeout: float | None) -> None:
+        self._wait_for(lambda: entry.done, math.inf if timeout is None else time.monotonic() + timeout)
 
     def _wait(self, timeout: float) -> None:
         """Wait until the peer takes more and send it; the lock is released while waiting."""
@@ -386,14 +491,15 @@ class Sender:
 
         To be asked before a slow peer is given up: a poll for writing answers only when much of the buffer is free.
         """
-        sent = self._outbox.sent
+        sent = self._bytes_sent
         self._flush()
-        return self._outbox.sent > sent
+        return self._bytes_sent > sent
 
     def _send_close(self, close: Close) -> None:
         """Send a Close if the connection is OPEN."""
         if self._state is State.OPEN:
             self._state = State.CLOSING
+            self._clear = False
             self._deadlines.closing(time.monotonic())
             self._write_unattended(self._protocol.send_close(close))
 
@@ -401,6 +507,7 @@ class Sender:
         """Note why no Close of the peer will come."""
         if self._state is not State.CLOSED:
             self._state = State.CLOSING
+        self._clear = False
         if self._failure is None:
             sent = self._protocol.close_sent
             if sent is not None and code == CloseCode.ABNORMAL_CLOSURE:

@@ -18,8 +18,6 @@ from .speedups import c
 # large one when it was filled. In C memory is taken when the bytes are there.
 RECV_SIZE = 1 << 16 if c is None else 1 << 17
 IDLE_RECV_SIZE = 1088 if c is None else RECV_SIZE  # 1 KiB and its header.
-#: For :attr:`Transport.send`: more follows at once.
-MORE = int(getattr(socket, "MSG_MORE", 0))
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LONGEST_WAIT = 2e6  # Seconds, 23 days: poll() takes hardly more than that, and more is no limit.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
@@ -30,8 +28,8 @@ class Transport:
 
     Attributes:
         recv: ``recv(size)`` blocks until there are bytes; ``b""`` is EOF. Raises OSError when the connection broke.
-        send: ``send(data, flags)`` writes what the kernel takes now and returns how many bytes that was, 0 when it
-            takes none; ``flags`` is 0 or :data:`MORE`. Raises OSError when the connection broke.
+        send: ``send(data)`` writes what the kernel takes now and returns how many bytes that was, 0 when it takes
+            none. Raises OSError when the connection broke.
     """
 
     __slots__ = ("_socket", "recv", "send")
@@ -45,7 +43,7 @@ class Transport:
                 pass  # The peer is gone already; the first read will tell.
         self._socket = sock
         self.recv: Callable[[int], bytes] = sock.recv
-        self.send: Callable[[bytes | memoryview, int], int] = self._send
+        self.send: Callable[[bytes | memoryview], int] = self._send
         if c is not None:
             # The number stays ours until close(), after which nobody reads or writes.
             # Methods of a number: they are smaller and faster than partials.
@@ -56,9 +54,19 @@ class Transport:
         """Return the file descriptor; -1 when closed."""
         return self._socket.fileno()
 
-    def _send(self, data: bytes | memoryview, flags: int) -> int:
+    def _send(self, data: bytes | memoryview) -> int:
         try:
-            return self._socket.send(data, flags | _DONT_WAIT)
+            return self._socket.send(data, _DONT_WAIT)
+        except BlockingIOError:
+            return 0
+
+    def send_both(self, header: bytes, payload: bytes) -> int:
+        """The same as send() for two pieces, without a copy that joins them."""
+        if c is not None:
+            sent: int = c.send_both(self._socket.fileno(), header, payload)
+            return sent
+        try:
+            return self._socket.sendmsg((header, payload), (), _DONT_WAIT)
         except BlockingIOError:
             return 0
 
