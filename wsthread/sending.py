@@ -425,8 +425,11 @@ class Sender(SendState):
         """Let the housekeeper send what waits, if nobody else is going to."""
         if not (self._watched or self._polled or self._transport is None):
             self._deadlines.waiting(time.monotonic(), self._bytes_sent)
-            self._housekeeper.watch(self._transport.fileno(), self.flush)
-            self._watched = True
+            try:
+                self._housekeeper.watch(self._transport.fileno(), self.flush)
+                self._watched = True
+            except OSError as error:  # The system watches no more sockets.
+                self._cut(str(error))
 
     def _unwatch(self) -> None:
         if self._watched and self._transport is not None:
