@@ -13,6 +13,7 @@
 #include <Python.h>
 #include <structmember.h>
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <string.h>
@@ -20,7 +21,7 @@
 #include <sys/socket.h>
 
 enum { SMALL = 4096 };  /* Bytes that are not worth giving up the GIL for, or a block of memory. */
-enum { FIRST = 1088 };  /* Bytes of a first read: on the stack, of which each thread should touch few pages. */
+enum { SMALL_READ = 1088 };  /* Bytes of a small read: on the stack, of which each thread should touch few pages. */
 enum { DONT_WAIT = MSG_DONTWAIT | MSG_NOSIGNAL };
 enum { BATCH = 64 };  /* Messages that are made at once, or sent at once: more would only wait. */
 enum { BATCH_BYTES = 1 << 18 };
@@ -316,6 +317,19 @@ static Py_ssize_t receive(int fd, char *to, Py_ssize_t size, int flags)
     }
 }
 
+/* Waits until there is something to receive; 0 with a Python error from a signal handler. */
+static int wait_readable(int fd)
+{
+    struct pollfd polled = {fd, POLLIN, 0};
+    int ready;
+    do {
+        PyThreadState *save = PyEval_SaveThread();
+        ready = poll(&polled, 1, -1);
+        GATED_RESTORE(save);
+    } while (ready <= 0 && PyErr_CheckSignals() == 0);
+    return ready > 0;
+}
+
 static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 2) {
@@ -326,34 +340,40 @@ static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     const Py_ssize_t size = PyLong_AsSsize_t(args[1]);
     if (PyErr_Occurred())
         return NULL;
-    if (size < 0) {
-        PyErr_SetString(PyExc_ValueError, "size is negative");
+    if (size < 1) {
+        PyErr_SetString(PyExc_ValueError, "size is less than 1");
         return NULL;
     }
-    char first[FIRST];
-    Py_ssize_t got = receive(fd, first, size < FIRST ? size : FIRST, 0);
-    if (got < FIRST || got == size) {
+    if (size <= SMALL_READ) {
+        char octets[SMALL_READ];
+        const Py_ssize_t got = receive(fd, octets, size, 0);
         if (got >= 0)
-            return PyBytes_FromStringAndSize(first, got);
+            return PyBytes_FromStringAndSize(octets, got);
         return got == -1 ? PyErr_SetFromErrno(PyExc_OSError) : NULL;
     }
-    int more;  /* The kernel knows, so memory is taken for no more than that. */
-    if (ioctl(fd, FIONREAD, &more) < 0 || more <= 0)
-        return PyBytes_FromStringAndSize(first, got);
-    if (more > size - FIRST)
-        more = (int)(size - FIRST);
-    PyObject *result = PyBytes_FromStringAndSize(NULL, FIRST + (Py_ssize_t)more);
-    if (result == NULL)
-        return NULL;
-    memcpy(PyBytes_AS_STRING(result), first, FIRST);
-    got = receive(fd, PyBytes_AS_STRING(result) + FIRST, more, MSG_DONTWAIT);
-    if (got == -2) {
-        Py_DECREF(result);
-        return NULL;
+    for (;;) {  /* Memory is taken when the bytes are there, and for no more than that. */
+        int there = 0;
+        if (!wait_readable(fd))
+            return NULL;
+        ioctl(fd, FIONREAD, &there);
+        const Py_ssize_t wanted = there < 1 ? 1 : there < size ? there : size;
+        PyObject *result = PyBytes_FromStringAndSize(NULL, wanted);
+        if (result == NULL)
+            return NULL;
+        const Py_ssize_t got = receive(fd, PyBytes_AS_STRING(result), wanted, MSG_DONTWAIT);
+        if (got == wanted)
+            return result;
+        const int again = got == -1 && (errno == EAGAIN || errno == EWOULDBLOCK);
+        if (got >= 0)
+            _PyBytes_Resize(&result, got);
+        else {
+            if (got == -1 && !again)
+                PyErr_SetFromErrno(PyExc_OSError);
+            Py_CLEAR(result);
+        }
+        if (!again)
+            return result;
     }
-    if (got < more)  /* An error or EOF will come again with the next read. */
-        _PyBytes_Resize(&result, FIRST + (got > 0 ? got : 0));
-    return result;
 }
 
 static PyObject *recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs)

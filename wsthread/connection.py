@@ -291,7 +291,7 @@ class Connection(Sender):
         count = len(data)
         if count:
             self._bytes_received += count
-            self._recv_size = RECV_SIZE if count >= self._recv_size else IDLE_RECV_SIZE
+            self._recv_size = RECV_SIZE if count >= IDLE_RECV_SIZE else IDLE_RECV_SIZE
             self._protocol.receive_data(data)
             self._has_input = True
             return True

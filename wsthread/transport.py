@@ -14,10 +14,10 @@ from types import MethodType
 
 from .speedups import c
 
-# Bytes to read at once. In Python a read holds its buffer while it waits, so wait with a small one and read on with a
-# large one when it was filled. In C memory is taken when the bytes are there.
+# Bytes to read at once. Wait with a small buffer, for 1 KiB and its header, and after it was filled with a large one
+# until little comes, such as a Pong. In C the large one is made when the bytes are there.
+IDLE_RECV_SIZE = 1088
 RECV_SIZE = 1 << 16 if c is None else 1 << 17
-IDLE_RECV_SIZE = 1088 if c is None else RECV_SIZE  # 1 KiB and its header.
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LONGEST_WAIT = 2e6  # Seconds, 23 days: poll() takes hardly more than that, and more is no limit.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
