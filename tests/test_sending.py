@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -12,7 +13,8 @@ from peer import Connect, connect
 from servers import wait_until
 from wire import BINARY, client_frame
 
-from wsthread import ConnectionClosed, ListenableManager, Opcode
+from wsthread import ConnectionClosed, Deflate, ListenableManager, Opcode
+from wsthread.deflate import Agreement, Inflater
 from wsthread.frames import Frame, encode_frame
 from wsthread.sending import SendState, send_each, send_small
 from wsthread.speedups import c
@@ -30,6 +32,7 @@ class Stub(SendState):
     def __init__(self, sock: socket.socket) -> None:
         self._send_lock = threading.Lock()
         self._clear = True
+        self._compressed_from = sys.maxsize
         self._fd = sock.fileno()
         self._bytes_sent = self._messages_sent = 0
         self.rests: list[bytes] = []
@@ -171,6 +174,26 @@ def test_a_large_broadcast_leaves_in_parts(connect: Connect) -> None:
     # Its way is clear again.
     assert manager.broadcast("last").sent == 3
     assert manager.stats()["messages_sent"] == 9
+
+
+@pytest.mark.parametrize("threshold", [126, 300, 1 << 16])
+def test_compression_begins_where_it_was_agreed(connect: Connect, threshold: int) -> None:
+    manager = ListenableManager()
+    agreement = Agreement(Deflate(threshold=threshold), False, False, 15, 15, "permessage-deflate")
+    _, compressing = connect(manager, agreement=agreement)
+    _, plain = connect(manager)
+    wait_until(lambda: len(manager.connections) == 2)
+    for size in (0, 1, 125, 126, 299, 300, (1 << 16) - 1, 1 << 16):
+        payload = bytes(size)
+        assert manager.broadcast(payload).sent == 2
+        manager.connections[0].send(payload)
+        assert plain.read() == (Opcode.BINARY, payload)
+        for _ in range(2):
+            opcode, octets = compressing.read()
+            assert opcode == Opcode.BINARY
+            assert (octets == payload) == (size < threshold)
+            if size >= threshold:
+                assert Inflater(15, False).inflate(octets, True, None) == payload
 
 
 def test_the_way_is_not_clear_when_closing(connect: Connect) -> None:

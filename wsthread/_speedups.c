@@ -467,8 +467,9 @@ typedef struct {
     PyObject_HEAD
     PyObject *send_lock;  /* A threading.Lock. */
     Py_ssize_t bytes_sent, messages_sent;
+    Py_ssize_t compressed_from;  /* Octets of the shortest message that is compressed. */
     int fd;
-    char clear;  /* The connection is OPEN, nothing waits in it, and messages are not compressed. */
+    char clear;  /* The connection is OPEN and nothing waits. */
 } send_state;
 
 static void send_state_dealloc(send_state *self)
@@ -483,6 +484,7 @@ static PyMemberDef send_state_members[] = {
     {"_send_lock", T_OBJECT_EX, offsetof(send_state, send_lock), 0, NULL},
     {"_bytes_sent", T_PYSSIZET, offsetof(send_state, bytes_sent), 0, NULL},
     {"_messages_sent", T_PYSSIZET, offsetof(send_state, messages_sent), 0, NULL},
+    {"_compressed_from", T_PYSSIZET, offsetof(send_state, compressed_from), 0, NULL},
     {"_fd", T_INT, offsetof(send_state, fd), 0, NULL},
     {"_clear", T_BOOL, offsetof(send_state, clear), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -512,9 +514,11 @@ static void leave(const module_state *state, send_state *conn)
     Py_XDECREF(result);
 }
 
-/* Takes the send lock if nobody has it and a frame may go straight to the socket. */
-static int enter_clear(const module_state *state, send_state *conn)
+/* Takes the send lock if nobody has it and a message of so many octets may go straight to the socket. */
+static int enter_clear(const module_state *state, send_state *conn, Py_ssize_t length)
 {
+    if (length >= conn->compressed_from)  /* It never changes. */
+        return 0;
     PyObject *args[] = {conn->send_lock, Py_False};
     PyObject *result = PyObject_VectorcallMethod(state->acquire, args, 2, NULL);
     if (result == NULL)
@@ -548,7 +552,7 @@ static PyObject *send_small(PyObject *self, PyObject *const *args, Py_ssize_t na
     send_state *const conn = (send_state *)args[0];
     Py_ssize_t length;
     const void *octets = find_octets(args[1], SMALL, &length);
-    if (octets == NULL || !enter_clear(state, conn))
+    if (octets == NULL || !enter_clear(state, conn, length))
         Py_RETURN_FALSE;
     uint8_t frame[4 + SMALL];
     const Py_ssize_t size = write_header(frame, args[1], length) + length;
@@ -578,6 +582,7 @@ static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nar
             PyErr_SetString(PyExc_TypeError, "a connection is a SendState");
             return NULL;
         }
+    const Py_ssize_t length = size - (size < 2 + 126 ? 2 : size < 4 + (1 << 16) ? 4 : 10);
     /* Others may wait for these send locks: not too many at once, and not for too long. */
     const Py_ssize_t limit = size > BATCH_BYTES / BATCH ? 1 + BATCH_BYTES / size : BATCH;
     Py_ssize_t whole = 0, left = 0;
@@ -589,7 +594,7 @@ static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nar
         Py_ssize_t sent[BATCH], count = 0;
         for (; i < total && count < limit; i++) {
             send_state *const conn = (send_state *)conns[i];
-            if (enter_clear(state, conn))
+            if (enter_clear(state, conn, length))
                 batch[count++] = conn;
             else
                 PyList_SET_ITEM(others, left++, Py_NewRef(conns[i]));
@@ -640,8 +645,8 @@ static PyMethodDef methods[] = {
     {"send_small", FAST(send_small),
      "send_small(conn, payload, timeout): send a short message if its way is clear; tell whether that was so."},
     {"send_each", FAST(send_each),
-     "send_each(connections, frame): send a frame to those whose way is clear; return how many got all of it, and a\n"
-     "list of those who got nothing."},
+     "send_each(connections, frame): send it to those whose way is clear and who want it not compressed; return how\n"
+     "many got all of it, and a list of those who got nothing."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -127,6 +127,11 @@ class Agreement:
     client_max_window_bits: int
     extension: str
 
+    @property
+    def compressed_from(self) -> int:
+        """Octets of the shortest message that is compressed; an empty one never is."""
+        return max(self.deflate.threshold, 1)
+
 
 class Deflater:
     """Compresses the payloads of one direction of one connection (RFC 7692 7.2.1)."""

@@ -274,7 +274,7 @@ class PreparedMessage:
 
     def is_compressed_for(self, agreement: Agreement | None) -> bool:
         """Tell whether a peer gets it compressed."""
-        return agreement is not None and len(self._octets) >= max(agreement.deflate.threshold, 1)
+        return agreement is not None and len(self._octets) >= agreement.compressed_from
 
     def encode(self, agreement: Agreement | None) -> bytes:
         """Return the frame for a peer, compressed from an empty window if the peer agreed to compression."""

@@ -15,6 +15,7 @@ No lock, no I/O, no clock.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class Protocol:
         agreement: what was negotiated about compression, None for nothing.
 
     Attributes:
+        compressed_from: octets of the shortest message that is compressed; ``sys.maxsize`` when none is.
         send_message: ``send_message(payload)`` returns the bytes of a message. The caller has checked that no Close
             was sent (RFC 6455 5.5.1). Raises TypeError for a payload that is neither str nor bytes-like.
         close_sent: what our Close frame said; None before it. Written by the send half.
@@ -48,8 +50,8 @@ class Protocol:
     """
 
     __slots__ = (
-        "_reader", "_over", "_agreement", "_deflater", "close_sent", "close_received",
-        "send_message",
+        "_reader", "_over", "_agreement", "_deflater", "close_sent", "close_received", "send_message",
+        "compressed_from",
     )
 
     def __init__(self, *, max_message_size: int | None = None, agreement: Agreement | None = None) -> None:
@@ -59,6 +61,7 @@ class Protocol:
         self._reader = MessageReader(max_size=max_message_size, inflater=inflater)
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
+        self.compressed_from = sys.maxsize if agreement is None else agreement.compressed_from
         self.send_message: Callable[[Payload], bytes] = encode_message if agreement is None else self._send_message
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
         self.close_sent: Close | None = None
@@ -111,7 +114,7 @@ class Protocol:
     def _send_message(self, payload: Payload) -> bytes:
         assert self._agreement is not None
         opcode, octets = to_octets(payload)
-        if not self._compresses(len(octets)):
+        if len(octets) < self.compressed_from:
             return encode_message(payload)
         if self._deflater is None:
             self._deflater = Deflater(
@@ -119,17 +122,9 @@ class Protocol:
                 self._agreement.server_context_takeover)
         return encode_compressed(opcode, octets, self._deflater)
 
-    @property
-    def compresses(self) -> bool:
-        """Whether the peer agreed to compression, so that messages may have to be compressed."""
-        return self._agreement is not None
-
     def send_header(self, payload: bytes) -> bytes | None:
         """Return what goes before a payload that is sent as it is; None when it has to be compressed."""
-        return None if self._compresses(len(payload)) else encode_header(Opcode.BINARY, len(payload))
-
-    def _compresses(self, size: int) -> bool:
-        return self._agreement is not None and size >= max(self._agreement.deflate.threshold, 1)
+        return None if len(payload) >= self.compressed_from else encode_header(Opcode.BINARY, len(payload))
 
     def send_prepared(self, message: PreparedMessage) -> bytes:
         """Return the bytes of a message that was made for many."""

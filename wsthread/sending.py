@@ -70,17 +70,18 @@ _LONGEST_POLL = 1.0  # Seconds. Whoever closes the socket wakes a poll, unless i
 class SendState:
     """What decides whether a frame may go straight to the socket, for the extension, which has this class as well."""
 
-    __slots__ = ("_send_lock", "_clear", "_fd", "_bytes_sent", "_messages_sent")
+    __slots__ = ("_send_lock", "_clear", "_compressed_from", "_fd", "_bytes_sent", "_messages_sent")
 
     _send_lock: threading.Lock
     _clear: bool
+    _compressed_from: int
     _fd: int
     _bytes_sent: int
     _messages_sent: int
 
 
 def send_each(connections: tuple[T, ...], frame: bytes) -> tuple[int, list[T]]:
-    """Send a frame to those connections whose way is clear, in C.
+    """Send a frame to those connections whose way is clear and that want its message not compressed, in C.
 
     Returns:
         How many got all of it, and who got nothing. What is missing of the rest waits.
@@ -114,7 +115,8 @@ class Sender(SendState):
         self._has_input = False  # Whether the protocol may have more events; the connection's thread owns it.
         # Guarded by the send lock, as are the protocol's send half and each write to the transport.
         self._send_lock = threading.Lock()
-        self._clear = False  # Whether a frame may go straight to the socket: OPEN, nothing waits, no compression.
+        self._clear = False  # Whether a frame may go straight to the socket: the state is OPEN and nothing waits.
+        self._compressed_from = protocol.compressed_from
         self._fd = -1
         self._bytes_sent = 0
         self._messages_sent = 0
@@ -389,7 +391,7 @@ class Sender(SendState):
         return Entry(b"")  # Never done.
 
     def _is_clear(self) -> bool:
-        return self._state is _OPEN and not (self._outbox.size or self._held or self._protocol.compresses)
+        return self._state is _OPEN and not (self._outbox.size or self._held)
 
     def _flush(self) -> None:
         """Send what the kernel takes now."""
