@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import sys
@@ -13,7 +14,7 @@ from peer import Connect, connect
 from servers import wait_until
 from wire import BINARY, client_frame
 
-from wsthread import ConnectionClosed, Deflate, ListenableManager, Opcode
+from wsthread import ConnectionClosed, Deflate, ListenableManager, Opcode, SimpleManager
 from wsthread.deflate import Agreement, Inflater
 from wsthread.frames import Frame, encode_frame
 from wsthread.sending import SendState, send_each, send_small
@@ -27,7 +28,7 @@ needs_extension = pytest.mark.skipif(c is None, reason="what only the extension 
 class Stub(SendState):
     """A sending half that notes what it has to send by itself."""
 
-    __slots__ = ("rests",)
+    __slots__ = ("rests", "errors")
 
     def __init__(self, sock: socket.socket) -> None:
         self._send_lock = threading.Lock()
@@ -36,12 +37,17 @@ class Stub(SendState):
         self._fd = sock.fileno()
         self._bytes_sent = self._messages_sent = 0
         self.rests: list[bytes] = []
+        self.errors: list[str] = []
+
+    def _break(self, error: OSError) -> None:
+        assert self._send_lock.locked()
+        self.errors.append(str(error))
 
     def _keep_rest(self, frame: bytes, sent: int) -> None:
         self._bytes_sent += sent
         self._clear = False
         self.rests.append(frame[sent:])
-        self._send_lock.release()
+        assert self._send_lock.locked()
 
     def _send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
         assert timeout == 2.5
@@ -118,9 +124,10 @@ def test_it_sends_only_when_the_way_is_clear(pair: tuple[socket.socket, socket.s
         assert not send_small(stub, "a", None)  # type: ignore[arg-type]
     assert read(theirs, 6) == b"\x82\x01a" * 2
     assert (stub._messages_sent, other._messages_sent, other._bytes_sent) == (0, 2, 6)
-    ours.shutdown(socket.SHUT_WR)  # An error is for Python to find.
+    ours.shutdown(socket.SHUT_WR)
     assert send_each((stub, other), b"\x82\x01a") == (0, [stub, other])
     assert not send_small(stub, "a", None)  # type: ignore[arg-type]
+    assert stub.errors == ["[Errno 32] Broken pipe"] * 2
     assert not stub._send_lock.locked()
 
 
@@ -147,17 +154,43 @@ def test_wrong_calls(pair: tuple[socket.socket, socket.socket]) -> None:
 
 
 @needs_extension
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_what_fails_for_one_does_not_fail_for_the_others(pair: tuple[socket.socket, socket.socket]) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_connection_ends_when_its_rest_is_lost(
+    pair: tuple[socket.socket, socket.socket], error: type[BaseException],
+) -> None:
     class Broken(Stub):
         def _keep_rest(self, frame: bytes, sent: int) -> None:
-            self._send_lock.release()
-            raise MemoryError
+            raise error
 
     left, right = socket.socketpair()
     with left, right:
-        assert send_each((Broken(pair[0]), Stub(left)), bytes(100_000)) == (1, [])
-        assert read(right, 100_000) == bytes(100_000)
+        ok, broken = Stub(left), Broken(pair[0])
+        with pytest.raises(error):
+            send_each((broken, ok), bytes(100_000))
+        assert (broken._clear, broken._send_lock.locked()) == (False, False)
+        assert (ok._clear, ok._send_lock.locked(), ok._messages_sent) == (True, False, 1)
+        assert len(read(right, 100_000)) == 100_000
+    pair[1].settimeout(10)
+    while pair[1].recv(1 << 20):
+        pass
+
+
+@needs_extension
+def test_a_connection_ends_when_the_rest_of_a_message_is_lost(pair: tuple[socket.socket, socket.socket]) -> None:
+    class Broken(Stub):
+        def _send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
+            raise KeyboardInterrupt
+
+    ours, theirs = pair
+    broken = Broken(ours)
+    with pytest.raises(KeyboardInterrupt):
+        while True:
+            if not send_small(broken, bytes(random.randrange(2000)), None):  # type: ignore[arg-type]
+                read(theirs, broken._bytes_sent)
+                broken._bytes_sent = 0
+    assert (broken._clear, broken._send_lock.locked()) == (False, False)
+    while theirs.recv(1 << 20):
+        pass
 
 
 def test_a_large_broadcast_leaves_in_parts(connect: Connect) -> None:
@@ -176,7 +209,7 @@ def test_a_large_broadcast_leaves_in_parts(connect: Connect) -> None:
     assert manager.stats()["messages_sent"] == 9
 
 
-@pytest.mark.parametrize("threshold", [126, 300, 1 << 16])
+@pytest.mark.parametrize("threshold", [126, 300, 1 << 16, 1 << 70])
 def test_compression_begins_where_it_was_agreed(connect: Connect, threshold: int) -> None:
     manager = ListenableManager()
     agreement = Agreement(Deflate(threshold=threshold), False, False, 15, 15, "permessage-deflate")
@@ -194,6 +227,46 @@ def test_compression_begins_where_it_was_agreed(connect: Connect, threshold: int
             assert (octets == payload) == (size < threshold)
             if size >= threshold:
                 assert Inflater(15, False).inflate(octets, True, None) == payload
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_the_child_of_a_fork_reaches_no_other_file(connect: Connect) -> None:
+    manager = ListenableManager()
+    conn, peer = connect(manager)
+    wait_until(lambda: manager.connections)
+    child = os.fork()
+    if child == 0:
+        try:
+            conn.flush()
+            others = [end for _ in range(10) for end in socket.socketpair()]  # One gets the number of the socket.
+            try:
+                conn.send("a")
+            except ConnectionClosed:
+                os._exit(0 if others else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    conn.send("b")
+    assert peer.read() == (Opcode.TEXT, b"b")
+
+
+def test_a_connection_that_was_reset_says_so(connect: Connect) -> None:
+    conns = []
+    manager = SimpleManager(lambda conn: release.wait(10))
+    release = threading.Event()
+    for _ in range(2):
+        conn, peer = connect(manager)
+        conns.append(conn)
+        wait_until(lambda: len(manager.connections) == len(conns))
+        peer.reset()
+        assert conn._transport is not None
+        assert conn._transport.wait(readable=True, timeout=10)
+    with pytest.raises(ConnectionClosed, match="Connection reset by peer"):
+        conns[0].send("a")
+    assert manager.broadcast("b") == (0, 0, 0, 2)
+    release.set()
+    wait_until(lambda: all(conn.closed for conn in conns))
+    assert {conn.close_reason for conn in conns} == {"[Errno 104] Connection reset by peer"}
 
 
 def test_the_way_is_not_clear_when_closing(connect: Connect) -> None:

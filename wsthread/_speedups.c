@@ -30,6 +30,12 @@ enum { CALLED = 4 };  /* Threads from the queue at the GIL. More are fairer, and
 #ifdef Py_GIL_DISABLED
 #define GATED_RESTORE(save) PyEval_RestoreThread(save)
 #else
+#if PY_VERSION_HEX < 0x030D0000
+#define IS_FINALIZING _Py_IsFinalizing
+#else
+#define IS_FINALIZING Py_IsFinalizing
+#endif
+
 typedef struct waiter {
     struct waiter *next;
     pthread_cond_t cond;
@@ -45,6 +51,10 @@ static struct {
 
 static void restore_gated(PyThreadState *save)
 {
+    if (IS_FINALIZING()) {  /* Threads that ask for the GIL now end there, and leave no gate. */
+        PyEval_RestoreThread(save);
+        return;
+    }
     pthread_mutex_lock(&gate.mutex);
     const int waits = gate.passing;
     if (waits) {
@@ -317,17 +327,25 @@ static Py_ssize_t receive(int fd, char *to, Py_ssize_t size, int flags)
     }
 }
 
-/* Waits until there is something to receive; 0 with a Python error from a signal handler. */
+/* Waits until there is something to receive; 0 with a Python error. */
 static int wait_readable(int fd)
 {
     struct pollfd polled = {fd, POLLIN, 0};
-    int ready;
-    do {
+    for (;;) {
         PyThreadState *save = PyEval_SaveThread();
-        ready = poll(&polled, 1, -1);
+        const int ready = poll(&polled, 1, -1);
+        const int error = errno;
         GATED_RESTORE(save);
-    } while (ready <= 0 && PyErr_CheckSignals() == 0);
-    return ready > 0;
+        if (ready > 0)
+            return 1;
+        if (error != EINTR) {
+            errno = error;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return 0;
+        }
+        if (PyErr_CheckSignals() < 0)
+            return 0;
+    }
 }
 
 static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -395,14 +413,16 @@ static PyObject *recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nar
     return PyLong_FromSsize_t(got);
 }
 
-/* send() of what the kernel takes now; -1 with errno. */
+/* Sends what the kernel takes now; returns how many bytes that was, or the negative errno. */
 static Py_ssize_t send_now(int fd, const void *from, Py_ssize_t size)
 {
     Py_ssize_t sent;
     do
         sent = send(fd, from, size, DONT_WAIT);
     while (sent < 0 && errno == EINTR);
-    return sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK) ? 0 : sent;
+    if (sent >= 0)
+        return sent;
+    return errno == EAGAIN || errno == EWOULDBLOCK ? 0 : -errno;
 }
 
 static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -423,14 +443,14 @@ static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     else {
         PyThreadState *save = PyEval_SaveThread();
         sent = send_now(fd, data.buf, data.len);
-        const int error = errno;
         GATED_RESTORE(save);
-        errno = error;
     }
-    const int error = errno;
     PyBuffer_Release(&data);
-    errno = error;
-    return sent < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromSsize_t(sent);
+    if (sent < 0) {
+        errno = (int)-sent;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyLong_FromSsize_t(sent);
 }
 
 static PyObject *send_both(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -506,12 +526,16 @@ typedef struct {
     PyObject *acquire, *release;  /* Names. */
 } module_state;
 
+/* Gives the send lock back; an error that is set stays. */
 static void leave(const module_state *state, send_state *conn)
 {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
     PyObject *result = PyObject_VectorcallMethod(state->release, &conn->send_lock, 1, NULL);
     if (result == NULL)
         PyErr_WriteUnraisable(conn->send_lock);
     Py_XDECREF(result);
+    PyErr_Restore(type, value, traceback);
 }
 
 /* Takes the send lock if nobody has it and a message of so many octets may go straight to the socket. */
@@ -532,14 +556,32 @@ static int enter_clear(const module_state *state, send_state *conn, Py_ssize_t l
     return entered;
 }
 
-/* Counts a message of which all was sent, or nothing, and gives the send lock back. */
-static void leave_sent(const module_state *state, send_state *conn, Py_ssize_t sent)
+/* Counts what was sent of a message and gives the send lock back; 0 with a Python error. What is not the usual is
+   for Python: an error, and the rest of a frame of which a part was sent. */
+static int leave_sent(
+    const module_state *state, send_state *conn, Py_ssize_t sent, Py_ssize_t size, const void *frame, PyObject *timeout)
 {
-    if (sent > 0) {
+    PyObject *result = NULL;
+    if (sent == size) {
         conn->bytes_sent += sent;
         conn->messages_sent++;
+    } else if (sent < 0) {
+        PyObject *error = PyObject_CallFunction(PyExc_OSError, "is", (int)-sent, strerror((int)-sent));
+        if (error != NULL)
+            result = PyObject_CallMethod((PyObject *)conn, "_break", "N", error);
+    } else if (sent > 0) {
+        result = timeout == NULL
+            ? PyObject_CallMethod((PyObject *)conn, "_keep_rest", "y#n", frame, size, sent)
+            : PyObject_CallMethod((PyObject *)conn, "_send_rest", "y#nO", frame, size, sent, timeout);
     }
+    const int ok = result != NULL || sent == size || sent == 0;
+    if (!ok) {  /* The rest is lost, so nothing may follow. */
+        conn->clear = 0;
+        shutdown(conn->fd, SHUT_RDWR);
+    }
+    Py_XDECREF(result);
     leave(state, conn);
+    return ok;
 }
 
 static PyObject *send_small(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
@@ -558,13 +600,8 @@ static PyObject *send_small(PyObject *self, PyObject *const *args, Py_ssize_t na
     const Py_ssize_t size = write_header(frame, args[1], length) + length;
     memcpy(frame + size - length, octets, length);
     const Py_ssize_t sent = send_now(conn->fd, frame, size);
-    if (0 < sent && sent < size) {  /* It waits for the rest, and gives the lock back. */
-        PyObject *result = PyObject_CallMethod(args[0], "_send_rest", "y#nO", frame, size, sent, args[2]);
-        if (result == NULL)
-            return NULL;
-        Py_DECREF(result);
-    } else
-        leave_sent(state, conn, sent);
+    if (!leave_sent(state, conn, sent, size, frame, args[2]))
+        return NULL;
     return PyBool_FromLong(sent > 0);
 }
 
@@ -575,51 +612,58 @@ static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nar
         PyErr_SetString(PyExc_TypeError, "send_each(connections, frame)");
         return NULL;
     }
-    PyObject *const frame = args[1], *const *conns = &PyTuple_GET_ITEM(args[0], 0);
-    const Py_ssize_t total = PyTuple_GET_SIZE(args[0]), size = PyBytes_GET_SIZE(frame);
+    PyObject *const *conns = &PyTuple_GET_ITEM(args[0], 0);
+    const Py_ssize_t total = PyTuple_GET_SIZE(args[0]);
     for (Py_ssize_t i = 0; i < total; i++)
         if (!PyObject_TypeCheck(conns[i], state->send_state)) {
             PyErr_SetString(PyExc_TypeError, "a connection is a SendState");
             return NULL;
         }
+    const char *const frame = PyBytes_AS_STRING(args[1]);
+    const Py_ssize_t size = PyBytes_GET_SIZE(args[1]);
     const Py_ssize_t length = size - (size < 2 + 126 ? 2 : size < 4 + (1 << 16) ? 4 : 10);
     /* Others may wait for these send locks: not too many at once, and not for too long. */
     const Py_ssize_t limit = size > BATCH_BYTES / BATCH ? 1 + BATCH_BYTES / size : BATCH;
-    Py_ssize_t whole = 0, left = 0;
-    PyObject *others = PyList_New(total);
+    Py_ssize_t whole = 0;
+    int ok = 1;
+    PyObject *others = PyList_New(0);
     if (others == NULL)
         return NULL;
-    for (Py_ssize_t i = 0; i < total;) {
+    for (Py_ssize_t i = 0; i < total && ok;) {
         send_state *batch[BATCH];
         Py_ssize_t sent[BATCH], count = 0;
-        for (; i < total && count < limit; i++) {
-            send_state *const conn = (send_state *)conns[i];
-            if (enter_clear(state, conn, length))
-                batch[count++] = conn;
+        for (; i < total && count < limit && ok; i++) {
+            if (enter_clear(state, (send_state *)conns[i], length))
+                batch[count++] = (send_state *)conns[i];
             else
-                PyList_SET_ITEM(others, left++, Py_NewRef(conns[i]));
+                ok = PyList_Append(others, conns[i]) == 0;
         }
+        if (count == 0)
+            continue;
         PyThreadState *save = PyEval_SaveThread();
         for (Py_ssize_t k = 0; k < count; k++)
-            sent[k] = send_now(batch[k]->fd, PyBytes_AS_STRING(frame), size);
+            sent[k] = send_now(batch[k]->fd, frame, size);
         GATED_RESTORE(save);
+        /* What may run Python comes last, when the other send locks are free. */
+        for (Py_ssize_t k = 0; k < count; k++)
+            if (sent[k] == size || sent[k] == 0)
+                leave_sent(state, batch[k], sent[k], size, frame, NULL);
         for (Py_ssize_t k = 0; k < count; k++) {
-            PyObject *const conn = (PyObject *)batch[k];
-            if (0 < sent[k] && sent[k] < size) {  /* It lets the rest wait, and gives the lock back. */
-                PyObject *result = PyObject_CallMethod(conn, "_keep_rest", "On", frame, sent[k]);
-                if (result == NULL)
-                    PyErr_WriteUnraisable(conn);
-                Py_XDECREF(result);
-                continue;
-            }
-            leave_sent(state, batch[k], sent[k]);
-            if (sent[k] > 0)
+            if (sent[k] == size)
                 whole++;
-            else
-                PyList_SET_ITEM(others, left++, Py_NewRef(conn));
+            else {
+                PyObject *type, *value, *traceback;  /* Of the first error. */
+                PyErr_Fetch(&type, &value, &traceback);
+                if (sent[k] != 0 && !leave_sent(state, batch[k], sent[k], size, frame, NULL))
+                    ok = 0;
+                if (sent[k] <= 0 && ok)
+                    ok = PyList_Append(others, (PyObject *)batch[k]) == 0;
+                if (type != NULL)
+                    PyErr_Restore(type, value, traceback);
+            }
         }
     }
-    if (PyList_SetSlice(others, left, total, NULL) < 0) {
+    if (!ok) {
         Py_DECREF(others);
         return NULL;
     }

@@ -346,7 +346,7 @@ class Connection(Sender):
     def close_after_fork(self) -> None:
         """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken."""
         if self._transport is not None:
-            self._clear = False
+            self._clear, self._fd = False, -1
             self._transport.close_copy()
 
     @property
@@ -420,7 +420,7 @@ class Connection(Sender):
             with self._send_lock:
                 self._cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
                 transport.close()
-                self._transport = None
+                self._transport, self._fd = None, -1
                 ending = self._ending()
                 assert ending is not None
                 self.close_code, self.close_reason = ending

@@ -12,6 +12,7 @@ Pure: values in, values out.
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -129,8 +130,8 @@ class Agreement:
 
     @property
     def compressed_from(self) -> int:
-        """Octets of the shortest message that is compressed; an empty one never is."""
-        return max(self.deflate.threshold, 1)
+        """Octets of the shortest message that is compressed, at most ``sys.maxsize``; an empty one never is."""
+        return min(max(self.deflate.threshold, 1), sys.maxsize)
 
 
 class Deflater:

@@ -370,21 +370,15 @@ class Sender(SendState):
         return entry
 
     def _keep_rest(self, frame: bytes, sent: int) -> None:
-        """Keep the rest of a broadcast's frame, of which the extension could send a part, and release the lock."""
-        try:
-            self._bytes_sent += sent
-            self._keep(memoryview(frame)[sent:], 1)
-            self._watch()
-        finally:
-            self._send_lock.release()
+        """Keep the rest of a broadcast's frame, of which the extension could send a part."""
+        self._bytes_sent += sent
+        self._keep(memoryview(frame)[sent:], 1)
+        self._watch()
 
     def _send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
-        """Send the rest of a message, of which the extension could send a part, and release the lock."""
-        try:
-            self._bytes_sent += sent
-            self._wait_done(self._keep(memoryview(frame)[sent:], 1), timeout)
-        finally:
-            self._send_lock.release()
+        """Send the rest of a message, of which the extension could send a part."""
+        self._bytes_sent += sent
+        self._wait_done(self._keep(memoryview(frame)[sent:], 1), timeout)
 
     def _break(self, error: OSError) -> Entry:
         self._cut(str(error))
