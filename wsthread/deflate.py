@@ -12,7 +12,6 @@ Pure: values in, values out.
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from .exceptions import MessageTooBig, ProtocolError
 
 NAME = "permessage-deflate"
+NEVER = (1 << 31) - 1  #: Octets of a message that is too long for any threshold.
 _TAIL = b"\x00\x00\xff\xff"  # Ends each message, never sent (RFC 7692 7.2.1).
 _MAX_STREAMS = 16  # In one message; each costs a copy of the rest. Real senders have one or two.
 _MAX_WINDOW_BITS = 15
@@ -130,8 +130,8 @@ class Agreement:
 
     @property
     def compressed_from(self) -> int:
-        """Octets of the shortest message that is compressed, at most ``sys.maxsize``; an empty one never is."""
-        return min(max(self.deflate.threshold, 1), sys.maxsize)
+        """Octets of the shortest message that is compressed, at most :data:`NEVER`; an empty one never is."""
+        return min(max(self.deflate.threshold, 1), NEVER)
 
 
 class Deflater:

@@ -15,11 +15,10 @@ No lock, no I/O, no clock.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .deflate import Agreement, Deflater, Inflater
+from .deflate import NEVER, Agreement, Deflater, Inflater
 from .exceptions import InvalidPayload, ProtocolError
 from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, encode_header, is_valid_close_code
 from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
@@ -42,7 +41,7 @@ class Protocol:
         agreement: what was negotiated about compression, None for nothing.
 
     Attributes:
-        compressed_from: octets of the shortest message that is compressed; ``sys.maxsize`` when none is.
+        compressed_from: octets of the shortest message that is compressed; ``NEVER`` when none is.
         send_message: ``send_message(payload)`` returns the bytes of a message. The caller has checked that no Close
             was sent (RFC 6455 5.5.1). Raises TypeError for a payload that is neither str nor bytes-like.
         close_sent: what our Close frame said; None before it. Written by the send half.
@@ -61,7 +60,7 @@ class Protocol:
         self._reader = MessageReader(max_size=max_message_size, inflater=inflater)
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
-        self.compressed_from = sys.maxsize if agreement is None else agreement.compressed_from
+        self.compressed_from = NEVER if agreement is None else agreement.compressed_from
         self.send_message: Callable[[Payload], bytes] = encode_message if agreement is None else self._send_message
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
         self.close_sent: Close | None = None

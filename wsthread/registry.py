@@ -18,7 +18,8 @@ class Registry(Generic[T]):
     """Members by id, and groups of them. Snapshots are in the order of arrival."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition()  # Guards everything below; notified when someone is dismissed or waits.
+        self._lock = threading.Lock()  # Guards everything below.
+        self._going = threading.Condition(self._lock)  # Notified when someone is dismissed or waits.
         self._admitted = 0
         self._waiting = 0  # How many of these wait in wait_gone() themselves.
         self._addresses: dict[str, int] = {}
@@ -47,7 +48,7 @@ class Registry(Generic[T]):
                 self._addresses[address] = left
             else:
                 self._addresses.pop(address, None)
-            self._lock.notify_all()
+            self._going.notify_all()
 
     @property
     def admitted(self) -> int:
@@ -67,9 +68,9 @@ class Registry(Generic[T]):
         """
         with self._lock:
             self._waiting += own
-            self._lock.notify_all()
+            self._going.notify_all()
             try:
-                return self._lock.wait_for(lambda: self._admitted <= self._waiting, timeout)
+                return self._going.wait_for(lambda: self._admitted <= self._waiting, timeout)
             finally:
                 self._waiting -= own
 
