@@ -1,4 +1,5 @@
-/* The hot path of a connection in C: masking, small whole messages, and reading and writing a socket.
+/* The hot path of a connection in C: masking, small whole messages, reading and writing a socket,
+   and writing to many.
 
    Optional: everything here exists in Python too, with the same results. wsthread/speedups.py chooses.
 
