@@ -55,7 +55,7 @@ PURE := exceptions frames deflate messages protocol handshake
 cover: .venv/.test
 	WSTHREAD_SPEEDUPS=0 $(BIN)/coverage run -m pytest --quiet $(PURE:%=tests/test_%.py)
 	$(BIN)/coverage run --append -m pytest --quiet $(PURE:%=tests/test_%.py)
-	$(BIN)/coverage report --fail-under=100 --include=$(subst $(space),$(comma),$(PURE:%=wsthread/%.py))
+	$(BIN)/coverage report --fail-under=100 --include=$(subst $(space),$(comma),$(PURE:%=wsthread/%.py) $(PURE:%=wsthread/wire/%.py))
 
 # Corpora and inputs that failed are in build/fuzz; a corpus grows from run to run.
 fuzz: .venv/.fuzz

@@ -15,8 +15,8 @@ from wire import client_frame
 
 from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager
 from wsthread.connection import Scope
-from wsthread.deflate import Agreement
 from wsthread.transport import Transport
+from wsthread.wire.deflate import Agreement
 
 TIMEOUT = 10.0
 

@@ -18,7 +18,7 @@ from wire import (
 )
 
 from wsthread.exceptions import ProtocolError
-from wsthread.protocol import Protocol
+from wsthread.wire.protocol import Protocol
 
 LIMIT = 1000
 

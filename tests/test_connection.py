@@ -16,8 +16,8 @@ from servers import wait_until
 from wire import client_frame
 
 from wsthread import CloseCode, Connection, ConnectionClosed, Opcode, SimpleManager, State
-from wsthread.messages import MessageReader
 from wsthread.transport import Transport
+from wsthread.wire.messages import MessageReader
 
 __all__ = ["connect"]
 

@@ -22,10 +22,10 @@ from wire import (
     deflated, inflated, pump, server_frames, whole,
 )
 
-from wsthread.deflate import Agreement, Deflate, Deflater, Inflater, parse_extensions
 from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
-from wsthread.messages import MessageReader, PreparedMessage
-from wsthread.protocol import Protocol
+from wsthread.wire.deflate import Agreement, Deflate, Deflater, Inflater, parse_extensions
+from wsthread.wire.messages import MessageReader, PreparedMessage
+from wsthread.wire.protocol import Protocol
 
 Events = list[tuple[int, "str | bytes"]]
 TAIL = b"\x00\x00\xff\xff"
@@ -306,7 +306,7 @@ def test_bomb(name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for cutter in whole, lambda data: [data[i:i + 100] for i in range(0, len(data), 100)]:
         count: list[int] = []
         with monkeypatch.context() as patch:
-            patch.setattr("wsthread.deflate.zlib.decompressobj", lambda wbits: CountingInflater(count, wbits))
+            patch.setattr("wsthread.wire.deflate.zlib.decompressobj", lambda wbits: CountingInflater(count, wbits))
             with pytest.raises(MessageTooBig):
                 inflate(Inflater(15, False), cutter(BOMBS[name]), limit)
         assert sum(count) == limit + 1

@@ -20,10 +20,10 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, RSV1, TEXT, at, client_header, close_payload, xor
 
-from wsthread import frames
-from wsthread.deflate import Agreement, Deflate, parse_extensions
 from wsthread.exceptions import ProtocolError
-from wsthread.protocol import Protocol
+from wsthread.wire import frames
+from wsthread.wire.deflate import Agreement, Deflate, parse_extensions
+from wsthread.wire.protocol import Protocol
 
 BOUNDED = settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 TAIL = b"\x00\x00\xff\xff"

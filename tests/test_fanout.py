@@ -19,8 +19,8 @@ from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 
 from wsthread import Broadcast, Connection, Deflate, ListenableManager, Manager, Opcode, State
-from wsthread.deflate import Agreement
 from wsthread.transport import Transport
+from wsthread.wire.deflate import Agreement
 
 __all__ = ["connect"]
 

@@ -14,14 +14,14 @@ from wire import (
     pump, server_frames, whole, xor,
 )
 
-from wsthread import frames as frames_module
 from wsthread.exceptions import MessageTooBig, ProtocolError
-from wsthread.frames import (
+from wsthread.speedups import c
+from wsthread.wire import frames as frames_module
+from wsthread.wire.frames import (
     SENDABLE_CLOSE_CODES, CloseCode, Frame, FrameParser, Opcode, encode_frame, encode_header, is_valid_close_code, mask,
     mask_in_place,
 )
-from wsthread.messages import Message
-from wsthread.speedups import c
+from wsthread.wire.messages import Message
 
 
 def parse(chunks: Iterable[bytes], **options: Any) -> tuple[list[Frame], Exception | None]:

@@ -15,7 +15,7 @@ from strategies import bounded
 from websockets.utils import accept_key as independent_accept_key
 
 from wsthread.exceptions import HandshakeError
-from wsthread.handshake import (
+from wsthread.wire.handshake import (
     Origins, accept_key, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
 )
 

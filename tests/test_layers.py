@@ -15,11 +15,16 @@ import pytest
 import wsthread
 
 PACKAGE = Path(wsthread.__file__).parent
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+#: Each module by its name within the package, such as ``wire.frames``; a package within it has its own name.
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")}
+MODULES = sorted(FILES)
 #: Bytes in, values out. Those that do not exist are not asked for.
 PURE = [
     name for name in (
-        "exceptions", "frames", "deflate", "messages", "protocol", "handshake", "outbox", "options", "deadlines")
+        "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
+        "outbox", "options", "deadlines")
     if name in MODULES
 ]
 #: What touches the world or the clock.
@@ -40,7 +45,7 @@ class Import(NamedTuple):
     """One imported module.
 
     Attributes:
-        name: in full, such as ``wsthread.frames`` or ``http``.
+        name: in full, such as ``wsthread.wire.frames`` or ``http``.
         line: where.
         on_top: whether it stands among the first statements of its file, under no condition.
     """
@@ -53,24 +58,24 @@ class Import(NamedTuple):
     def own(self) -> str | None:
         """The name within the package; None for modules of others. The package itself is ``__init__``."""
         package, _, rest = self.name.partition(".")
-        return (rest.partition(".")[0] or "__init__") if package == "wsthread" else None
+        return (rest or "__init__") if package == "wsthread" else None
 
 
-def imported_names(node: ast.AST) -> Iterator[str]:
-    """Yield the modules that a statement imports."""
+def imported_names(node: ast.AST, within: str) -> Iterator[str]:
+    """Yield the modules that a statement of a module within a package imports."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-        assert node.level <= 1, "the package has no packages inside"
-        base = ".".join(filter(None, ["wsthread" if node.level else "", node.module or ""]))
-        if base == "wsthread":  # from . import frames, __version__
-            yield from (f"wsthread.{alias.name}" if alias.name in MODULES else base for alias in node.names)
-        else:
-            yield base
+        parents = within.split(".")
+        parents = parents[:len(parents) + 1 - node.level] if node.level else []
+        base = ".".join(filter(None, [*parents, node.module]))
+        for alias in node.names:  # from . import frames, __version__
+            name = f"{base}.{alias.name}"
+            yield name if name.removeprefix("wsthread.") in MODULES else base
 
 
-def imports_of(source: str) -> list[Import]:
-    """Return all imports of a module, wherever they stand."""
+def imports_of(source: str, within: str = "wsthread") -> list[Import]:
+    """Return all imports of a module, wherever they stand; ``within`` is the package that it is in."""
     tree = ast.parse(source)
     top: set[ast.stmt] = set()
     for statement in tree.body:
@@ -80,19 +85,23 @@ def imports_of(source: str) -> list[Import]:
         top.add(statement)
     return [
         Import(name, getattr(node, "lineno", 0), node in top)
-        for node in ast.walk(tree) for name in imported_names(node)]
+        for node in ast.walk(tree) for name in imported_names(node, within)]
 
 
-IMPORTS = {name: imports_of((PACKAGE / f"{name}.py").read_text()) for name in MODULES}
+IMPORTS = {
+    name: imports_of(path.read_text(), ".".join(["wsthread", *path.relative_to(PACKAGE).parent.parts]))
+    for name, path in FILES.items()}
 EXAMPLE = '''
 """Docstring."""
 import os, wsthread
-from . import frames, __version__
+from . import options, __version__
+from .wire import frames
+from .wire.frames import Opcode
 if TYPE_CHECKING:
-    from .protocol import Close
+    from .wire.protocol import Close
 def function():
-    import wsthread.messages
-from wsthread.deflate import Deflate
+    import wsthread.wire.messages
+from wsthread.wire.deflate import Deflate
 from http import HTTPStatus
 '''
 
@@ -103,14 +112,16 @@ def test_imports_are_found() -> None:
     assert found == {
         ("os", None, True),
         ("wsthread", "__init__", True),
-        ("wsthread.frames", "frames", True),
-        ("wsthread.protocol", "protocol", False),
-        ("wsthread.messages", "messages", False),
-        ("wsthread.deflate", "deflate", False),
+        ("wsthread.options", "options", True),
+        ("wsthread.wire.frames", "wire.frames", True),
+        ("wsthread.wire.protocol", "wire.protocol", False),
+        ("wsthread.wire.messages", "wire.messages", False),
+        ("wsthread.wire.deflate", "wire.deflate", False),
         ("http", None, False),
     }
-    assert {"exceptions", "frames", "messages", "protocol", "handshake"} <= set(PURE)
-    assert any(one.own for one in IMPORTS["protocol"])
+    assert {"exceptions", "wire.frames", "wire.messages", "wire.protocol", "wire.handshake"} <= set(PURE)
+    assert any(one.own == "wire.frames" for one in IMPORTS["wire.protocol"])
+    assert any(one.own == "exceptions" for one in IMPORTS["wire.protocol"])
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -127,7 +138,7 @@ def test_pure(module: str) -> None:
 @pytest.mark.parametrize("module", PURE)
 def test_pure_calls(module: str) -> None:
     """They do not get at the world by a builtin either."""
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    tree = ast.parse(FILES[module].read_text())
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     assert not names & {"__import__", "open", "print", "input", "exec", "eval", "breakpoint"}
 

@@ -16,10 +16,10 @@ from wire import (
     fragments, inflated, pump, pump_in_place, server_frames, whole,
 )
 
-from wsthread.deflate import Agreement, Deflate, Deflater, Inflater
 from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
-from wsthread.frames import Opcode
-from wsthread.messages import MessageReader, PreparedMessage, encode_compressed, encode_message, to_octets
+from wsthread.wire.deflate import Agreement, Deflate, Deflater, Inflater
+from wsthread.wire.frames import Opcode
+from wsthread.wire.messages import MessageReader, PreparedMessage, encode_compressed, encode_message, to_octets
 
 Events = list[tuple[int, "str | bytes"]]
 

@@ -14,11 +14,11 @@ from wire import (
     close_payload, deflated, inflated, pump, pump_in_place, server_frames, whole,
 )
 
-from wsthread.deflate import Agreement, Deflate
 from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
-from wsthread.frames import CloseCode, Opcode
-from wsthread.messages import PreparedMessage
-from wsthread.protocol import Close, Protocol, encode_close, parse_close
+from wsthread.wire.deflate import Agreement, Deflate
+from wsthread.wire.frames import CloseCode, Opcode
+from wsthread.wire.messages import PreparedMessage
+from wsthread.wire.protocol import Close, Protocol, encode_close, parse_close
 
 
 def receive(protocol: Protocol, *chunks: bytes) -> tuple[list[tuple[int, str | bytes]], Exception | None]:

@@ -15,10 +15,10 @@ from servers import wait_until
 from wire import BINARY, client_frame
 
 from wsthread import ConnectionClosed, Deflate, ListenableManager, Opcode, SimpleManager
-from wsthread.deflate import Agreement, Inflater
-from wsthread.frames import Frame, encode_frame
 from wsthread.sending import SendState, send_each, send_small
 from wsthread.speedups import c
+from wsthread.wire.deflate import Agreement, Inflater
+from wsthread.wire.frames import Frame, encode_frame
 
 __all__ = ["connect"]
 

@@ -30,16 +30,16 @@ from typing import Any, TypeAlias
 from werkzeug.wrappers import Request
 
 from .deadlines import Action, Deadlines
-from .deflate import Agreement
 from .exceptions import ConnectionClosed, ProtocolError
-from .frames import CloseCode, Opcode
 from .housekeeper import Housekeeper
-from .messages import Message
 from .options import Options
-from .protocol import Close, Protocol
 from .registry import Registry
 from .sending import Sender, State, Totals
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
+from .wire.deflate import Agreement
+from .wire.frames import CloseCode, Opcode
+from .wire.messages import Message
+from .wire.protocol import Close, Protocol
 
 logger = logging.getLogger("wsthread")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
 from .connection import Connection
-from .frames import Opcode
 from .manager import Manager
+from .wire.frames import Opcode
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -23,14 +23,14 @@ from werkzeug.wrappers import Request
 
 from . import lifecycle, speedups
 from .connection import Connection, Scope
-from .deflate import Agreement
 from .exceptions import ConnectionClosed, HandshakeError
-from .frames import CloseCode
-from .messages import Payload, PreparedMessage
 from .options import Options, Overflow
-from .protocol import Close, encode_close
 from .registry import Registry
 from .sending import Posted, State, Totals, send_each
+from .wire.deflate import Agreement
+from .wire.frames import CloseCode
+from .wire.messages import Payload, PreparedMessage
+from .wire.protocol import Close, encode_close
 
 logger = logging.getLogger("wsthread")
 

@@ -18,14 +18,14 @@ from typing import NamedTuple, TypeVar
 
 from .deadlines import Deadlines
 from .exceptions import ConnectionClosed
-from .frames import CloseCode
 from .housekeeper import Housekeeper
-from .messages import Payload, PreparedMessage
 from .options import Options
 from .outbox import Entry, Outbox
-from .protocol import Close, Protocol, encode_close
 from .speedups import c
 from .transport import Transport
+from .wire.frames import CloseCode
+from .wire.messages import Payload, PreparedMessage
+from .wire.protocol import Close, Protocol, encode_close
 
 
 class State(IntEnum):

@@ -46,12 +46,12 @@ from werkzeug.test import Client, TestResponse
 from . import lifecycle
 from .connection import Connection
 from .exceptions import ConnectionClosed, WebSocketError
-from .frames import CloseCode, Frame, Opcode, encode_frame
-from .handshake import WEBSOCKET_VERSION
 from .housekeeper import TICK
 from .manager import Manager
-from .messages import Message, MessageReader, Payload, to_octets
-from .protocol import Close, encode_close, parse_close
+from .wire.frames import CloseCode, Frame, Opcode, encode_frame
+from .wire.handshake import WEBSOCKET_VERSION
+from .wire.messages import Message, MessageReader, Payload, to_octets
+from .wire.protocol import Close, encode_close, parse_close
 
 _RECV_SIZE = 1 << 16
 _THREAD = re.compile(r"wsthread-[0-9a-f]{16}")  # What the threads of connections are called, with their ids.

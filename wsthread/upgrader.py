@@ -20,14 +20,14 @@ from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import ClosingIterator
 
 from .connection import Connection, Scope
-from .deflate import Agreement, Deflate, parse_extensions
 from .detach import Detached, find_socket
 from .exceptions import DetachError, HandshakeError
-from .handshake import (
-    Origins, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
-)
 from .manager import Manager
 from .transport import Transport
+from .wire.deflate import Agreement, Deflate, parse_extensions
+from .wire.handshake import (
+    Origins, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
+)
 
 logger = logging.getLogger("wsthread")
 

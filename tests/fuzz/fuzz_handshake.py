@@ -18,9 +18,9 @@ import atheris
 from runner import run
 
 with atheris.instrument_imports(include=["wsthread"]):
-    from wsthread.deflate import Agreement, Deflate, parse_extensions
     from wsthread.exceptions import HandshakeError
-    from wsthread.handshake import (
+    from wsthread.wire.deflate import Agreement, Deflate, parse_extensions
+    from wsthread.wire.handshake import (
         accept_key, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
     )
 

@@ -24,12 +24,12 @@ from runner import run  # noqa: E402
 from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame, client_header, give  # noqa: E402
 
 with atheris.instrument_imports(include=["wsthread"]):
-    from wsthread import frames, messages
-    from wsthread.deflate import Agreement, Deflate, Inflater, parse_extensions
     from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
-    from wsthread.frames import Opcode
-    from wsthread.messages import Message, MessageReader, PreparedMessage
-    from wsthread.protocol import Close, Protocol, parse_close
+    from wsthread.wire import frames, messages
+    from wsthread.wire.deflate import Agreement, Deflate, Inflater, parse_extensions
+    from wsthread.wire.frames import Opcode
+    from wsthread.wire.messages import Message, MessageReader, PreparedMessage
+    from wsthread.wire.protocol import Close, Protocol, parse_close
 
 LIMITS = (None, 0, 1, 5, 125, 300, 1000, 70_000)
 COMPRESSED, CLIENT_TAKEOVER, SERVER_TAKEOVER, SMALL_WINDOW, BUILT = 0x08, 0x10, 0x20, 0x40, 0x80

@@ -13,10 +13,10 @@ import codecs
 import io
 from typing import NamedTuple, TypeAlias
 
+from ..exceptions import InvalidPayload, MessageTooBig, ProtocolError
+from ..speedups import c
 from .deflate import Agreement, Deflater, Inflater
-from .exceptions import InvalidPayload, MessageTooBig, ProtocolError
 from .frames import FrameParser, Opcode, encode_header
-from .speedups import c
 
 Payload: TypeAlias = "str | bytes | bytearray | memoryview"
 

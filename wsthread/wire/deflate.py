@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .exceptions import MessageTooBig, ProtocolError
+from ..exceptions import MessageTooBig, ProtocolError
 
 NAME = "permessage-deflate"
 NEVER = (1 << 31) - 1  #: Octets of a message that is too long for any threshold.

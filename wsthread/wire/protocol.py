@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..exceptions import InvalidPayload, ProtocolError
 from .deflate import NEVER, Agreement, Deflater, Inflater
-from .exceptions import InvalidPayload, ProtocolError
 from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, encode_header, is_valid_close_code
 from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
 

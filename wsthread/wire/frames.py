@@ -16,8 +16,8 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from .exceptions import MessageTooBig, ProtocolError
-from .speedups import c
+from ..exceptions import MessageTooBig, ProtocolError
+from ..speedups import c
 
 
 class Opcode(IntEnum):

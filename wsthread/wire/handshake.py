@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
-from .exceptions import HandshakeError
+from ..exceptions import HandshakeError
 
 WEBSOCKET_VERSION = "13"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
