@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help run test integration matrix style types cover fuzz conformance bench bench-connections bench-slow clean
+.PHONY: help run test integration matrix style types cover fuzz conformance bench bench-connections bench-slow docs-options clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT)"
@@ -17,6 +17,7 @@ help:
 	@echo "make conformance  run the Autobahn test suite; it needs Python 2.7; CASES='1.* 7.*' for some of it"
 	@echo "make bench        compare with other servers, half an hour; ARGS='--rounds 1 --seconds 0.5', ARGS=--help"
 	@echo "make bench-connections bench-slow   hold 10,000 connections; broadcast while somebody does not read"
+	@echo "make docs-options write docs/options.rst from the definitions of the options"
 	@echo "make clean        remove what the others made"
 
 run: .venv/.run
@@ -88,6 +89,9 @@ $(BENCH)/.bench: setup.cfg setup.py pyproject.toml wsthread/_speedups.c
 		echo "The servers to compare with could not be installed. On PyPI they are for the newest versions of CPython" \
 			"on Linux; this is $$($(PYTHON) -VV), $$(uname -sm)." >&2; exit 1; }
 	@touch $@
+
+docs-options: .venv/.run
+	$(BIN)/python docs/options.py
 
 # One stamp per extra of setup.cfg. The egg-link makes later edits of the code take effect by themselves.
 .venv/.%: setup.cfg setup.py pyproject.toml wsthread/_speedups.c | .venv/bin/python

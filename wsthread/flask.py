@@ -28,6 +28,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -42,18 +43,24 @@ from . import testing
 from .connection import Connection
 from .flask_contexts import FlaskScope
 from .manager import Manager
+from .options import Options, UpgraderOptions
 from .upgrader import Upgrader
 
 _PREFIX = "WSTHREAD_"
 _IS_VIEW = "_wsthread_view"  # Marks what :meth:`WebSockets.handler` returns; functools.wraps passes it on.
 
 
+def configuration_key(option: str) -> str:
+    """Return the key that an application's configuration has for an option."""
+    return _PREFIX + option.upper()
+
+
 class WebSockets:
     """The extension. One object serves any number of applications.
 
-    The configuration has each keyword option of :class:`wsthread.Manager`, for the routes, and of
-    :class:`wsthread.Upgrader`, in upper case behind ``WSTHREAD_``: ``WSTHREAD_MAX_MESSAGE_SIZE``,
-    ``WSTHREAD_ORIGINS``. It is read by :meth:`init_app`.
+    The configuration has a key for each option of :class:`wsthread.Manager`, for the routes, and of
+    :class:`wsthread.Upgrader`: its name in upper case behind ``WSTHREAD_``. ``docs/options.rst`` lists them.
+    :meth:`init_app` reads them.
 
     Args:
         app: an application to begin with; None to call :meth:`init_app` later.
@@ -227,31 +234,31 @@ class _State(NamedTuple):
 
     Attributes:
         manager: that of the routes.
-        options: those of all upgraders.
+        upgraders: the options of all upgraders.
     """
 
     manager: _RouteManager
-    options: dict[str, Any]
+    upgraders: UpgraderOptions
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> _State:
         """Read the configuration."""
-        names = {kind: inspect.getfullargspec(kind).kwonlyargs for kind in (Manager, Upgrader)}
-        known = {_PREFIX + name.upper() for found in names.values() for name in found}
+        names = {kind: [field.name for field in fields(kind)] for kind in (Options, UpgraderOptions)}
+        known = {configuration_key(name) for found in names.values() for name in found}
         unknown = sorted(key for key in config if key.startswith(_PREFIX) and key not in known)
         if unknown:
             raise ValueError(f"the configuration has {', '.join(unknown)}; there is only {', '.join(sorted(known))}")
         given = {
-            kind: {name: config[_PREFIX + name.upper()] for name in found if _PREFIX + name.upper() in config}
+            kind: {name: config[configuration_key(name)] for name in found if configuration_key(name) in config}
             for kind, found in names.items()}
-        if isinstance(origins := given[Upgrader].get("origins"), Iterator):
-            given[Upgrader]["origins"] = tuple(origins)  # There is an upgrader for each handshake.
         try:
-            state = cls(_RouteManager(**given[Manager]), given[Upgrader])
-            Upgrader(state.manager, **state.options)
+            return cls(_RouteManager(**given[Options]), UpgraderOptions(**given[UpgraderOptions]))
         except (TypeError, ValueError) as error:
             raise ValueError(f"a {_PREFIX} value of the configuration: {error}") from error
-        return state
+
+    def upgrader(self, manager: Manager) -> Upgrader:
+        """Return an upgrader for a manager, with the options of the application."""
+        return Upgrader(manager, **vars(self.upgraders))
 
     @staticmethod
     def of_app(app: Flask) -> _State:
@@ -269,7 +276,7 @@ class _State(NamedTuple):
 
 def _upgrade(manager: Manager, handler: Callable[[Connection], Any] | None = None) -> Response:
     app, saved = _behind(current_app), _behind(session)
-    return Upgrader(manager, **_State.of_app(app).options).upgrade(request, scope=FlaskScope(app, saved, handler))
+    return _State.of_app(app).upgrader(manager).upgrade(request, scope=FlaskScope(app, saved, handler))
 
 
 def _behind(proxy: Any) -> Any:
@@ -280,7 +287,7 @@ def _behind(proxy: Any) -> Any:
 def _answer_mismatch(error: WebsocketMismatch) -> ResponseReturnValue:
     """Tell a plain request for a WebSocket what is missing, where Flask has only a bare 400."""
     state = _State.current()
-    response = Upgrader(state.manager, **state.options).upgrade(request)
+    response = state.upgrader(state.manager).upgrade(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         return response
     # The other way round: a handshake for a page. Whoever handles a 400 else is to have it.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar, overload
 
 from .connection import Connection
 from .manager import Manager
+from .options import Options, option, takes
 from .wire.frames import Opcode
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_NO_CALLBACK = "the method of that name if a subclass has one, else nothing is called"
 
 
 class _Callback(Generic[F]):
@@ -39,24 +43,45 @@ class _Callback(Generic[F]):
         return function
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListenableOptions(Options):
+    """What a :class:`ListenableManager` may be told: the callbacks and the options."""
+
+    on_connect: Callable[[Connection], Any] | None = option(
+        None,
+        "A function that is called as on_connect(conn) when the connection is OPEN, before any message.",
+        none=_NO_CALLBACK)
+    on_message: Callable[[Connection, Opcode, Any], Any] | None = option(
+        None,
+        "A function that is called as on_message(conn, opcode, payload) for each message. The payload is a str for "
+        "Opcode.TEXT and bytes for Opcode.BINARY.",
+        none=_NO_CALLBACK)
+    on_error: Callable[[Connection, Exception], Any] | None = option(
+        None,
+        "A function that is called as on_error(conn, error) for an exception that another callback raised. The "
+        "exception was logged already, and the connection is being closed with 1011.",
+        none=_NO_CALLBACK)
+    on_slow: Callable[[Connection], Any] | None = option(
+        None,
+        "A function that is called as on_slow(conn) in the thread of a broadcast, when the peer leaves more than "
+        "max_outbox_size untaken. It is not called again before the peer has taken all.",
+        none=_NO_CALLBACK)
+    on_close: Callable[[Connection], Any] | None = option(
+        None,
+        "A function that is called as on_close(conn) exactly once, when the connection is CLOSED. conn.close_code and "
+        "conn.close_reason tell why.",
+        none=_NO_CALLBACK)
+
+
+_CALLBACKS = {one.name for one in fields(ListenableOptions)} - {one.name for one in fields(Options)}
+
+
 class ListenableManager(Manager):
     """Callbacks for what happens to a connection.
 
     Each callback may be given as a keyword, assigned (``manager.on_message = f``), registered with the attribute
     as a decorator (``@manager.on_message``) or defined as a method of a subclass; one function each, the last one
     counts. Those of one connection run one after the other, in the connection's thread, in the order of the wire.
-
-    Args:
-        on_connect: ``on_connect(conn)``, when the connection is OPEN and before any message.
-        on_message: ``on_message(conn, opcode, payload)`` for each message, with a str for ``Opcode.TEXT`` and
-            bytes for ``Opcode.BINARY``.
-        on_error: ``on_error(conn, error)`` for an exception that another callback raised. It was logged already,
-            and the connection is being closed with 1011.
-        on_slow: ``on_slow(conn)``, in the thread of a broadcast, when the peer leaves more than ``max_outbox_size``
-            untaken; not again before it has taken all.
-        on_close: ``on_close(conn)``, exactly once, when the connection is CLOSED; ``conn.close_code`` and
-            ``conn.close_reason`` tell why.
-        **options: as for :class:`Manager`.
     """
 
     on_connect: _Callback[Callable[[Connection], Any]] = _Callback()
@@ -65,21 +90,19 @@ class ListenableManager(Manager):
     on_slow: _Callback[Callable[[Connection], Any]] = _Callback()
     on_close: _Callback[Callable[[Connection], Any]] = _Callback()
 
-    def __init__(
-        self,
-        *,
-        on_connect: Callable[[Connection], Any] | None = None,
-        on_message: Callable[[Connection, Opcode, Any], Any] | None = None,
-        on_error: Callable[[Connection, Exception], Any] | None = None,
-        on_slow: Callable[[Connection], Any] | None = None,
-        on_close: Callable[[Connection], Any] | None = None,
-        **options: Any,
-    ) -> None:
+    @takes(ListenableOptions)
+    def __init__(self, **options: Any) -> None:
+        """Make a manager; nothing starts before its first connection.
+
+        Args:
+            **options: those of :class:`ListenableOptions`.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: a value that makes no sense.
+        """
+        given = {name: options.pop(name, None) for name in _CALLBACKS}
         super().__init__(**options)
-        given = {
-            "on_connect": on_connect, "on_message": on_message, "on_error": on_error, "on_slow": on_slow,
-            "on_close": on_close,
-        }
         self._callbacks: dict[str, Callable[..., Any]] = {}
         for name, function in given.items():
             if function is None and not isinstance(getattr(type(self), name), _Callback):

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from werkzeug.wrappers import Request
 from . import lifecycle, speedups
 from .connection import Connection, Scope
 from .exceptions import ConnectionClosed, HandshakeError
-from .options import Options, Overflow
+from .options import Options, argument, takes
 from .registry import Registry
 from .sending import Posted, State, Totals, send_each
 from .wire.deflate import Agreement
@@ -56,78 +57,26 @@ class Broadcast(NamedTuple):
 class Manager:
     """Base of the managers: subclass it and override :meth:`serve`.
 
-    Args:
-        max_message_size: the largest message to accept, in bytes after inflating; larger ones close with 1009.
-            Default 1 MiB, None for no limit.
-        max_message_rate: messages per second that a peer may send, with bursts of one second's worth; more close with
-            1008. Default None: no limit.
-        max_outbox_size: bytes that may wait for one peer when a broadcast comes. Default 1 MiB.
-        overflow: what a broadcast does when they are more: ``"close"`` the peer with 1013 (default),
-            ``"drop_oldest"`` or ``"drop_newest"`` of its broadcast messages, or ``"block"`` until it takes them.
-        max_connections: connections in this process; more are refused with 503. Default 10,000, None for no limit.
-        max_connections_per_address: the same for one client address, refused with 429. Default None: no limit.
-        read_timeout: seconds without a message after which a connection is closed with 1001. Default None: never.
-        write_timeout: seconds in which a peer must take at least something of what waits for it, else it is
-            terminated. Default 30, None for no limit.
-        close_timeout: seconds for the peer's part of the closing handshake. Default 10.
-        ping_interval: seconds between two Pings. Default 20, None for none.
-        ping_timeout: seconds after a Ping within which something must come from the peer, else it is terminated.
-            Default 20, None for no limit.
-        shutdown_code: the close code when the process stops. Default 1001 (going away); 1012 tells of a restart.
-        shutdown_timeout: seconds that stopping may take. Default 10; under gunicorn less if its own time is shorter.
-        shutdown_spread: seconds over which the Closes are spread, so that not all clients come back at once.
-            Default 0.
-
-    Raises:
-        ValueError: a value that makes no sense.
-
     Attributes:
-        options: the limits and timeouts of its connections.
-        shutdown_timeout: see above.
+        options: what it was told, see :class:`wsthread.options.Options`.
+        shutdown_timeout: seconds that stopping may take.
     """
 
-    def __init__(
-        self,
-        *,
-        max_message_size: int | None = 1 << 20,
-        max_message_rate: float | None = None,
-        max_outbox_size: int = 1 << 20,
-        overflow: Overflow = "close",
-        max_connections: int | None = 10_000,
-        max_connections_per_address: int | None = None,
-        read_timeout: float | None = None,
-        write_timeout: float | None = 30.0,
-        close_timeout: float = 10.0,
-        ping_interval: float | None = 20.0,
-        ping_timeout: float | None = 20.0,
-        shutdown_code: int = CloseCode.GOING_AWAY,
-        shutdown_timeout: float = 10.0,
-        shutdown_spread: float = 0.0,
-    ) -> None:
-        self.options = Options(
-            max_message_size=max_message_size,
-            max_message_rate=max_message_rate,
-            max_outbox_size=max_outbox_size,
-            overflow=overflow,
-            max_connections=max_connections,
-            max_connections_per_address=max_connections_per_address,
-            read_timeout=read_timeout,
-            write_timeout=write_timeout,
-            close_timeout=close_timeout,
-            ping_interval=ping_interval,
-            ping_timeout=ping_timeout,
-        )
-        for name, value in {
-            "shutdown_code": shutdown_code, "shutdown_timeout": shutdown_timeout, "shutdown_spread": shutdown_spread,
-        }.items():
-            if not isinstance(value, (int, float)):
-                raise ValueError(f"{name} is {value!r}, it must be a number")
-        encode_close(Close(shutdown_code))
-        if shutdown_timeout <= 0 or shutdown_spread < 0:
-            raise ValueError("shutdown_timeout must be greater than 0 and shutdown_spread not less than 0")
-        self.shutdown_timeout = shutdown_timeout
-        self._shutdown_code = shutdown_code
-        self._shutdown_spread = shutdown_spread
+    @takes(Options)
+    def __init__(self, **options: Any) -> None:
+        """Make a manager; nothing starts before its first connection.
+
+        Args:
+            **options: those of :class:`wsthread.options.Options`.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: a value that makes no sense.
+        """
+        self.options = Options(**options)
+        self.shutdown_timeout = self.options.shutdown_timeout
+        self._shutdown_code = self.options.shutdown_code
+        self._shutdown_spread = self.options.shutdown_spread
         self._reset()
 
     def _reset(self) -> None:
@@ -466,6 +415,15 @@ class Manager:
         self._reset()
 
 
+@dataclass(frozen=True)
+class SimpleOptions(Options):
+    """What a :class:`SimpleManager` may be told: the handler by position, the options by name."""
+
+    handler: Callable[[Connection], None] = field(metadata=argument(
+        "A function that is called as handler(conn) in the connection's thread. When it returns, the connection is "
+        "closed."))
+
+
 class SimpleManager(Manager):
     """One blocking function per connection.
 
@@ -476,13 +434,19 @@ class SimpleManager(Manager):
                 conn.send(message)
 
         manager = SimpleManager(echo)
-
-    Args:
-        handler: called as ``handler(conn)`` in the connection's thread; when it returns, the connection is closed.
-        **options: as for :class:`Manager`.
     """
 
+    @takes(SimpleOptions)
     def __init__(self, handler: Callable[[Connection], None], **options: Any) -> None:
+        """Make a manager; nothing starts before its first connection.
+
+        Args:
+            **options: those of :class:`SimpleOptions`.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: a value that makes no sense.
+        """
         super().__init__(**options)
         self._handler = handler
 

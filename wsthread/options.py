@@ -1,56 +1,305 @@
-"""What the connections of one manager have in common. Checked when the manager is made, read by everyone after."""
+"""All options, each told once: its default, its unit, what it means, and which values make sense.
+
+A frozen dataclass defines the arguments of a constructor, and each of its fields carries a :class:`Meaning`.
+Everything else follows from the definition: :func:`takes` gives the constructor its signature and its documentation,
+:mod:`wsthread.flask` has a configuration key for each field, and ``docs/options.rst`` has a row for each.
+
+A subclass of a definition adds arguments; it stands beside the class that takes them. An object of a definition is
+checked when it is made and cannot change afterwards, so any thread may read it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal, TypeAlias, get_args
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast, get_args
+
+from .wire.deflate import Deflate
+from .wire.frames import CloseCode, is_valid_close_code
+from .wire.handshake import Origins
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: What a broadcast does with a peer for which ``max_outbox_size`` bytes wait already.
 Overflow: TypeAlias = Literal["close", "drop_oldest", "drop_newest", "block"]
 
-_BYTES = frozenset({"max_message_size", "max_outbox_size"})
+_KEY = "wsthread"  # Where the metadata of a field has its meaning.
 _MOST_BYTES = 1 << 48  # More is no limit; say None.
-_MAY_BE_NONE = frozenset({
-    "max_message_size", "max_message_rate", "max_connections", "max_connections_per_address",
-    "read_timeout", "write_timeout", "ping_interval", "ping_timeout",
-})
+_MEBIBYTE = 1 << 20
+_LINE_LENGTH = 100  # Of documentation, which help() indents.
 
 
-@dataclass(frozen=True)
+# How an option is told
+
+
+class Check(NamedTuple):
+    """Which values make sense.
+
+    Attributes:
+        expected: what the value must be, in words that follow "it must be".
+        passes: tells whether a value is that.
+    """
+
+    expected: str
+    passes: Callable[[Any], bool]
+
+
+class Meaning(NamedTuple):
+    """What a field is about.
+
+    Attributes:
+        help: one or two sentences.
+        unit: what a number counts; empty for what is no number.
+        none: what None means; None where it is not allowed.
+        check: which other values make sense; None where the definition checks it by itself.
+    """
+
+    help: str
+    unit: str
+    none: str | None
+    check: Check | None
+
+    @classmethod
+    def of(cls, field: Field[Any]) -> Meaning:
+        """Return that of a field."""
+        meaning: Meaning = field.metadata[_KEY]
+        return meaning
+
+
+def argument(help: str, *, unit: str = "", none: str | None = None, check: Check | None = None) -> dict[str, Meaning]:
+    """Return the metadata of a field that has no default; see :class:`Meaning`."""
+    return {_KEY: Meaning(help, unit, none, check)}
+
+
+def option(default: T, help: str, *, unit: str = "", none: str | None = None, check: Check | None = None) -> T:
+    """Return a field that has a default; see :class:`Meaning`."""
+    return field(default=default, metadata=argument(help, unit=unit, none=none, check=check))
+
+
+def default_text(field: Field[Any]) -> str:
+    """Return the default of a field as a reader wants to see it; empty when there is none."""
+    default = field.default
+    if default is MISSING:
+        return ""
+    if is_dataclass(default):
+        return f"{type(default).__name__}()"
+    if isinstance(default, str):
+        return f'"{default}"'
+    if isinstance(default, (int, float)):
+        mebibytes, rest = divmod(default, _MEBIBYTE)
+        return f"{default:.15g}" + (f" ({mebibytes} MiB)" if mebibytes and not rest else "")
+    return repr(default)
+
+
+# Which values make sense
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_POSITIVE = Check("a number greater than 0", lambda value: _is_number(value) and value > 0)
+_NOT_NEGATIVE = Check("a number, 0 or greater", lambda value: _is_number(value) and value >= 0)
+_SIZE = Check(
+    "a number greater than 0 of whole bytes, 2**48 at most",
+    lambda value: _is_whole(value) and 0 < value <= _MOST_BYTES)
+_CLOSE_CODE = Check(
+    "a number that a Close may carry (RFC 6455 7.4)", lambda value: _is_whole(value) and is_valid_close_code(value))
+_OVERFLOW = Check(
+    f"one of {', '.join(get_args(Overflow))}", lambda value: isinstance(value, str) and value in get_args(Overflow))
+
+
+# The definitions
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """Limits and deadlines; :class:`wsthread.Manager` tells what each means.
+    """What the connections of one manager have in common: limits, deadlines, and how they end.
 
     Raises:
         ValueError: a value that makes no sense, by name.
     """
 
-    max_message_size: int | None
-    max_message_rate: float | None
-    max_outbox_size: int
-    overflow: Overflow
-    max_connections: int | None
-    max_connections_per_address: int | None
-    read_timeout: float | None
-    write_timeout: float | None
-    close_timeout: float
-    ping_interval: float | None
-    ping_timeout: float | None
+    max_message_size: int | None = option(
+        _MEBIBYTE,
+        "The largest message that is accepted, measured after inflating. A larger one closes the connection with 1009.",
+        unit="bytes", none="no limit", check=_SIZE)
+    max_message_rate: float | None = option(
+        None,
+        "How much a peer may send, with bursts of one second's worth. More closes the connection with 1008.",
+        unit="messages per second", none="no limit", check=_POSITIVE)
+    max_outbox_size: int = option(
+        _MEBIBYTE,
+        "How much may wait for one peer when a broadcast comes. When it would be more, overflow decides.",
+        unit="bytes", check=_SIZE)
+    overflow: Overflow = option(
+        "close",
+        'What a broadcast does when more than max_outbox_size would wait for a peer: "close" the connection with 1013, '
+        '"drop_oldest" or "drop_newest" of its broadcast messages, or "block" until the peer takes them.',
+        check=_OVERFLOW)
+    max_connections: int | None = option(
+        10_000,
+        "How many connections one process holds. It refuses more with 503 and Retry-After, before the 101.",
+        unit="connections", none="no limit", check=_POSITIVE)
+    max_connections_per_address: int | None = option(
+        None,
+        "How many connections one process holds for one client address. It refuses more with 429 and Retry-After; "
+        "behind a proxy, apply Werkzeug's ProxyFix.",
+        unit="connections", none="no limit", check=_POSITIVE)
+    read_timeout: float | None = option(
+        None,
+        "How long a peer may send no message. Then the connection is closed with 1001.",
+        unit="seconds", none="no limit", check=_POSITIVE)
+    write_timeout: float | None = option(
+        30.0,
+        "How long a peer may take nothing of what waits for it. Then the connection is terminated.",
+        unit="seconds", none="no limit", check=_POSITIVE)
+    close_timeout: float = option(
+        10.0,
+        "How long the peer's part of the closing handshake may take. Then the connection is terminated.",
+        unit="seconds", check=_POSITIVE)
+    ping_interval: float | None = option(
+        20.0,
+        "The time between two Pings. Keep it below the idle timeout of proxies (nginx: 60 s).",
+        unit="seconds", none="no Pings", check=_POSITIVE)
+    ping_timeout: float | None = option(
+        20.0,
+        "How long a peer may send nothing after a Ping. Then the connection is terminated.",
+        unit="seconds", none="no limit", check=_POSITIVE)
+    shutdown_code: int = option(
+        CloseCode.GOING_AWAY,
+        "What peers are told when the process stops. 1001 means that the server goes away, 1012 that it restarts.",
+        unit="close code", check=_CLOSE_CODE)
+    shutdown_timeout: float = option(
+        10.0,
+        "How long stopping may take. Under gunicorn it takes less if gunicorn allows less.",
+        unit="seconds", check=_POSITIVE)
+    shutdown_spread: float = option(
+        0.0,
+        "The time over which the Closes of a shutdown are spread, so that not all clients come back at once.",
+        unit="seconds", check=_NOT_NEGATIVE)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if name == "overflow":
-                if value not in get_args(Overflow):
-                    raise ValueError(f"overflow is {value!r}, it must be one of {', '.join(get_args(Overflow))}")
-            elif value is None:
-                if name not in _MAY_BE_NONE:
-                    raise ValueError(f"{name} must be a number")
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name} is {value!r}, it must be a number greater than 0")
-            elif name in _BYTES and not (isinstance(value, int) and value <= _MOST_BYTES):
-                raise ValueError(f"{name} is {value!r}, it must be a number of bytes")
+        for one in fields(self):
+            value, meaning = getattr(self, one.name), Meaning.of(one)
+            if meaning.check is None or (value is None and meaning.none is not None):
+                continue
+            if not meaning.check.passes(value):
+                or_none = "" if meaning.none is None else f", or None: {meaning.none}"
+                raise ValueError(f"{one.name} is {value!r}, it must be {meaning.check.expected}{or_none}")
 
     def shortest_deadline(self) -> float:
         """Return the shortest time that a connection is given for anything, in seconds."""
         times = (self.read_timeout, self.write_timeout, self.close_timeout, self.ping_interval, self.ping_timeout)
         return min(time for time in times if time is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpgraderOptions:
+    """What handshakes have in common. What was given as an iterable is a tuple afterwards.
+
+    Raises:
+        TypeError: a value of the wrong type, by name.
+    """
+
+    origins: Origins = option(
+        None,
+        'Which pages may connect. "*" allows all; a str, a compiled pattern or a list of both allows the origins that '
+        "match in full, such as https://example.com; a callable allows those for which it returns true. Clients that "
+        "send no Origin are no browsers and always pass.",
+        none="pages of the same host and port as in Host; apply Werkzeug's ProxyFix behind a proxy that changes it")
+    subprotocols: Sequence[str] = option(
+        (),
+        "The names of the supported subprotocols, the preferred one first. The first that the client offers is chosen; "
+        "a client that offers none of them gets a connection without one.")
+    compression: Deflate | None = option(
+        Deflate(),
+        "How messages are compressed for clients that offer it (RFC 7692). Deflate() compresses messages of 1 KiB and "
+        "more, without context takeover.",
+        none="no compression")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.subprotocols, str):
+            raise TypeError("subprotocols is a list of names, not one str")
+        if not isinstance(self.compression, (Deflate, type(None))):
+            raise TypeError(f"compression is a Deflate or None, not {self.compression!r}")
+        # An iterator would be used up by the first request.
+        object.__setattr__(self, "origins", _checked_origins(self.origins))
+        object.__setattr__(self, "subprotocols", tuple(self.subprotocols))
+
+
+def _checked_origins(origins: Origins) -> Origins:
+    if origins is None or callable(origins) or isinstance(origins, (str, re.Pattern)):
+        return origins
+    several = tuple(origins) if isinstance(origins, Iterable) else (None,)
+    if not all(isinstance(one, (str, re.Pattern)) for one in several):
+        raise TypeError(f"origins is {origins!r}, it must be None, a callable, or strings and patterns")
+    return several
+
+
+# How a constructor takes them
+
+
+def takes(definition: Callable[P, Any]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
+    """Give an ``__init__`` the arguments of a definition, for type checkers, for help() and for inspect.
+
+    It decorates an ``__init__`` with ``**options: Any``. Where the docstring has a line that begins with
+    ``**options:``, the documentation has a paragraph for each field instead. Nothing is wrapped: the ``__init__`` has
+    to refuse unknown names, which it does by making an object of the definition from them.
+
+    Args:
+        definition: a dataclass whose fields carry a :class:`Meaning`. Those that are keyword-only in it are
+            keyword-only in the constructor.
+    """
+
+    own = inspect.get_annotations(cast(Any, definition))  # Without those of its bases. They come first.
+    arguments = sorted(fields(cast(Any, definition)), key=lambda one: one.name not in own)
+    parameters = inspect.signature(definition).parameters
+
+    def decorate(init: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
+        signature = inspect.signature(init)
+        itself = next(iter(signature.parameters.values()))
+        setattr(init, "__signature__", signature.replace(
+            parameters=[itself, *(parameters[one.name] for one in arguments)]))
+        if init.__doc__ is not None:  # There are none under python -OO.
+            init.__doc__ = _document(init.__doc__, arguments)
+        return init
+
+    return decorate
+
+
+def _document(docstring: str, arguments: Iterable[Field[Any]]) -> str:
+    """Put paragraphs about arguments in place of the line about ``**options``."""
+    lines = []
+    for line in inspect.cleandoc(docstring).splitlines():
+        text = line.lstrip()
+        if text.startswith("**options:"):
+            indent = line.removesuffix(text)
+            for one in arguments:
+                lines += textwrap.wrap(
+                    _describe(one), _LINE_LENGTH, initial_indent=indent, subsequent_indent=indent + 4 * " ",
+                    break_on_hyphens=False)
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _describe(argument: Field[Any]) -> str:
+    meaning, default = Meaning.of(argument), default_text(argument)
+    parts = [f"{argument.name}: {meaning.help}"]
+    if meaning.unit:
+        parts.append(f"Unit: {meaning.unit}.")
+    if argument.default is None:
+        parts.append(f"Default: None ({meaning.none}).")
+    else:
+        parts += [f"Default: {default}."] if default else []
+        parts += [f"None: {meaning.none}."] if meaning.none else []
+    return " ".join(parts)

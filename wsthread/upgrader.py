@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
@@ -23,11 +23,10 @@ from .connection import Connection, Scope
 from .detach import Detached, find_socket
 from .exceptions import DetachError, HandshakeError
 from .manager import Manager
+from .options import UpgraderOptions, argument, takes
 from .transport import Transport
-from .wire.deflate import Agreement, Deflate, parse_extensions
-from .wire.handshake import (
-    Origins, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
-)
+from .wire.deflate import Agreement, parse_extensions
+from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
 
 logger = logging.getLogger("wsthread")
 
@@ -48,44 +47,33 @@ _USUAL = {text: text for text in (
 _NO_BODY = io.BytesIO()
 
 
+@dataclass(frozen=True)
+class UpgraderArguments(UpgraderOptions):
+    """What an :class:`Upgrader` may be told: the manager by position, the options by name."""
+
+    manager: Manager = field(metadata=argument("The manager that gets the connections."))
+
+
 class Upgrader:
     """Turns requests into WebSocket connections of a manager.
 
     It is a WSGI application too, so any WSGI application can get a WebSocket beside it::
 
         application = DispatcherMiddleware(application, {"/ws": Upgrader(manager)})
-
-    Args:
-        manager: gets the connections.
-        origins: which pages may connect. None: those of the same host and port, as ``Host`` tells it (apply
-            Werkzeug's ProxyFix behind a proxy that changes it). ``"*"``: all. A string, a compiled pattern or a
-            list of both: the origins that match in full, such as ``https://example.com``. A callable: those it
-            returns true for. Clients that send no Origin are no browsers and always pass.
-        subprotocols: the supported subprotocols, the preferred one first. The first that the client offers is
-            chosen; a client that offers none of them gets a connection without one.
-        compression: how to compress messages for clients that offer it (RFC 7692): a :class:`~wsthread.Deflate`.
-            None turns it off. Default ``Deflate()``: messages of 1 KiB and more, without context takeover.
-
-    Raises:
-        TypeError: an option of the wrong type.
     """
 
-    def __init__(
-        self,
-        manager: Manager,
-        *,
-        origins: Origins = None,
-        subprotocols: Sequence[str] = (),
-        compression: Deflate | None = Deflate(),
-    ) -> None:
-        if isinstance(subprotocols, str):
-            raise TypeError("subprotocols is a list of names, not one str")
-        if not isinstance(compression, (Deflate, type(None))):
-            raise TypeError(f"compression is a Deflate or None, not {compression!r}")
+    @takes(UpgraderArguments)
+    def __init__(self, manager: Manager, **options: Any) -> None:
+        """Make an upgrader.
+
+        Args:
+            **options: those of :class:`UpgraderArguments`.
+
+        Raises:
+            TypeError: an unknown option, or one of the wrong type.
+        """
         self._manager = manager
-        self._origins = _checked_origins(origins)
-        self._subprotocols = tuple(subprotocols)
-        self._compression = compression
+        self._options = UpgraderOptions(**options)
 
     def upgrade(
         self,
@@ -134,27 +122,17 @@ class Upgrader:
         return Response.from_app(error, environ)
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
-        environ = request.environ
+        environ, options = request.environ, self._options
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
             find_socket(environ)
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
-        check_origin(headers.get("origin"), request.host, self._origins)
+        check_origin(headers.get("origin"), request.host, options.origins)
         offered = tokens(headers.get("sec-websocket-protocol", ""))
         agreement = None
-        if self._compression is not None:
-            agreement = self._compression.negotiate(parse_extensions(headers.get("sec-websocket-extensions", "")))
-        return key, select_subprotocol(offered, self._subprotocols), agreement
-
-
-def _checked_origins(origins: Origins) -> Origins:
-    if origins is None or callable(origins) or isinstance(origins, (str, re.Pattern)):
-        return origins
-    # A generator would be used up by the first request.
-    several = tuple(origins) if isinstance(origins, Iterable) else (None,)
-    if not all(isinstance(one, (str, re.Pattern)) for one in several):
-        raise TypeError(f"origins is {origins!r}, it must be None, a callable, or strings and patterns")
-    return several
+        if options.compression is not None:
+            agreement = options.compression.negotiate(parse_extensions(headers.get("sec-websocket-extensions", "")))
+        return key, select_subprotocol(offered, options.subprotocols), agreement
 
 
 class _Switch:

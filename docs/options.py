@@ -1,0 +1,76 @@
+"""Write the page of the options, docs/options.rst, from their definitions: make docs-options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+from wsthread.flask import configuration_key
+from wsthread.listenable import ListenableOptions
+from wsthread.options import Meaning, Options, UpgraderOptions, default_text
+
+PAGE = Path(__file__).with_suffix(".rst")
+HEAD = """\
+.. Written by docs/options.py from wsthread/options.py. Change it there, and run: make docs-options
+
+Options
+=======
+
+All are keywords, checked when the object is made: a wrong value raises an error that names the option. The keys of
+``app.config`` are for Flask, see ``docs/flask.rst``. Where the last column is empty, None is an error.
+"""
+MANAGER = """
+Of all managers
+---------------
+
+``Manager``, ``SimpleManager`` and ``ListenableManager`` take them. Limits are those of one process. A value that makes
+no sense is a ValueError.
+"""
+CALLBACKS = """
+Of ListenableManager
+--------------------
+
+Callbacks are given as keywords, or in the other ways that ``help(ListenableManager)`` tells.
+"""
+UPGRADER = """
+Of Upgrader
+-----------
+
+A value of the wrong type is a TypeError.
+"""
+
+
+def page() -> str:
+    """Return the text of the page."""
+    common = {option.name for option in fields(Options)}
+    callbacks = [option for option in fields(ListenableOptions) if option.name not in common]
+    return "".join([
+        HEAD, MANAGER, table(fields(Options), with_keys=True), CALLBACKS, table(callbacks, with_keys=False),
+        UPGRADER, table(fields(UpgraderOptions), with_keys=True)])
+
+
+def table(options: Iterable[Field[Any]], with_keys: bool) -> str:
+    """Return a table with a row for each option."""
+    head = ["Option", "Flask key", "Type", "Default", "Unit", "Meaning", "None means"]
+    rows = [head, *(cells(option) for option in options)]
+    lines = ["", ".. list-table::", "   :header-rows: 1", ""]
+    for row in rows:
+        if not with_keys:
+            del row[1]
+        first, *others = row
+        lines += [f"   * - {first}", *(f"     - {cell}".rstrip() for cell in others)]
+    return "\n".join(lines) + "\n"
+
+
+def cells(option: Field[Any]) -> list[str]:
+    """Return what the page says about an option."""
+    meaning = Meaning.of(option)
+    return [
+        f"``{option.name}``", f"``{configuration_key(option.name)}``", f"``{option.type}``", default_text(option),
+        meaning.unit, meaning.help.replace("*", r"\*"), meaning.none or ""]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
