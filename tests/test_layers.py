@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,47 @@ def test_needs_no_framework(module: str) -> None:
         name = one.name.partition(".")[0]
         assert name not in OPTIONAL or not one.on_top or name in ON_TOP.get(module, ()), one
         assert one.own not in ON_TOP or module in ON_TOP, one
+
+
+#: What only the rooms of the servers know of.
+OF_SERVERS = re.compile(r"gunicorn|werkzeug\.socket|gevent|eventlet", re.IGNORECASE)
+NAMING = '''
+"""gunicorn in a docstring."""
+from .servers.gunicorn import Gunicorn as G
+class Class:
+    """gevent in a docstring."""
+    def method(self, eventlet):  # gunicorn in a comment
+        return self.gunicorn(environ[f"werkzeug.{name}"], "with gevent and so on", eventlet=werkzeug.socket)
+'''
+
+
+def told_of_servers(source: str) -> list[tuple[int, str]]:
+    """Return lines and texts of the names and strings of a module that tell of a server; docstrings do not count."""
+    tree = ast.parse(source)
+    statements = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # Docstrings among them.
+    found = []
+    for node in ast.walk(tree):
+        texts = [getattr(node, name, None) for name in ("id", "attr", "arg", "name", "module", "value")]
+        if isinstance(node, ast.Attribute):
+            texts.append(ast.unparse(node))
+        found += [
+            (getattr(node, "lineno", 0), text) for text in texts
+            if isinstance(text, str) and node not in statements and OF_SERVERS.search(text)]
+    return sorted(set(found))
+
+
+def test_what_tells_of_servers_is_found() -> None:
+    """The test itself finds each kind of name, and strings."""
+    assert told_of_servers(NAMING) == [
+        (3, "Gunicorn"), (3, "servers.gunicorn"), (6, "eventlet"), (7, "eventlet"), (7, "gunicorn"),
+        (7, "self.gunicorn"), (7, "werkzeug.socket"), (7, "with gevent and so on")]
+    assert any(told_of_servers(FILES[module].read_text()) for module in MODULES if module.startswith("servers."))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.partition(".")[0] != "servers"])
+def test_only_their_rooms_know_servers(module: str) -> None:
+    """Whoever adds a server, or looks for what depends on one, has one place to go to."""
+    assert told_of_servers(FILES[module].read_text()) == []
 
 
 PROBE = """

@@ -14,6 +14,7 @@ from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
 from wsthread import CloseCode, Connection, ConnectionClosed, ListenableManager, SimpleManager, State, Upgrader
+from wsthread.servers.in_process import SOCKET_KEY
 from wsthread.testing import Refused, WebSocket, advance, connect
 
 pytest_plugins = ["pytester"]
@@ -300,8 +301,8 @@ def test_application_that_raises() -> None:
 @pytest.mark.parametrize("says", [b"", b"HTTP/1.1 101 Switching"])
 def test_application_that_does_not_mean_its_101(says: bytes) -> None:
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        environ["werkzeug.socket"].sendall(says)
-        environ["werkzeug.socket"].shutdown(socket.SHUT_WR)
+        environ[SOCKET_KEY].sendall(says)
+        environ[SOCKET_KEY].shutdown(socket.SHUT_WR)
         start_response("101 Switching Protocols", [])
         return []
 

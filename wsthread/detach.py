@@ -5,7 +5,7 @@ socketpair: reading gives EOF at once, writing goes nowhere. Whatever the server
 (its copy of the 101, draining, shutdown, close) reaches that dummy, and its counters and logs stay right. The
 client's socket lives on under a new number that the server never sees.
 
-Everything that knows a particular server is in this module: gunicorn (gthread and sync workers) and Werkzeug.
+Only the exchange is here. Where the socket is, and what the server has read of it, :mod:`wsthread.servers` knows.
 
 States of a socket: found (still the server's) -> detached (ours; the dummy is the server's) -> released (the
 response is over, the dummy's other end is closed).
@@ -13,45 +13,23 @@ response is over, the dummy's other end is closed).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
 import socket
-import ssl
 from typing import Any
 
-from .exceptions import DetachError
+from . import servers
 
-_SOCKET_KEYS = ("gunicorn.socket", "werkzeug.socket")
-_GREEN = ("gevent", "eventlet")
 _HEADROOM = 64  # File descriptors that the HTTP server and the application keep for themselves.
-
-
-def find_socket(environ: dict[str, Any]) -> socket.socket:
-    """Return the socket behind a request, untouched.
-
-    Raises:
-        DetachError: there is none that could be taken; the message tells the operator what to change.
-    """
-    found = next((environ[key] for key in _SOCKET_KEYS if key in environ), None)
-    if found is None:
-        raise DetachError(
-            f"{environ.get('SERVER_SOFTWARE') or 'This WSGI server'} shows no socket to its applications; serve "
-            f"with gunicorn --worker-class gthread, or with flask run while developing")
-    if type(found).__module__.partition(".")[0] in _GREEN:
-        raise DetachError(
-            "gevent and eventlet workers show sockets that threads cannot serve; use gunicorn --worker-class gthread")
-    if isinstance(found, ssl.SSLSocket):
-        raise DetachError("TLS sockets cannot be detached yet; let a proxy such as nginx terminate TLS")
-    if not isinstance(found, socket.socket):
-        raise DetachError(f"the server shows a {type(found).__name__} instead of a socket")
-    return found
 
 
 class Detached:
     """A socket that was the server's.
 
     Attributes:
+        server: the server.
         socket: the client's socket, ours alone now.
         unread: what the client sent behind the handshake and the server had read already.
     """
@@ -60,22 +38,21 @@ class Detached:
         """Detach. Call it in the thread that serves the request, before the response starts.
 
         Raises:
-            DetachError: see :func:`find_socket`; the request is as it was.
+            DetachError: see :func:`wsthread.servers.find`; the request is as it was.
             OSError: few file descriptors are left; the request is as it was.
         """
-        servers = find_socket(environ)
+        self.server, shown = servers.find(environ)
         dummy, self._drain = socket.socketpair()
-        with dummy:
+        with dummy, contextlib.ExitStack() as undo:
+            undo.callback(self._drain.close)
             self._drain.shutdown(socket.SHUT_WR)
             self._drain.setblocking(False)
-            try:
-                self.socket = servers.dup()
-                _check_headroom(self.socket)
-                os.dup2(dummy.fileno(), servers.fileno(), inheritable=False)
-            except OSError:
-                self._drain.close()
-                raise
-        self.unread = _take_unread(environ)
+            self.socket = shown.dup()
+            undo.callback(self.socket.close)
+            _check_headroom(self.socket.fileno())
+            os.dup2(dummy.fileno(), shown.fileno(), inheritable=False)
+            undo.pop_all()
+        self.unread = self.server.take_unread(environ)
 
     def release(self) -> None:
         """End the server's side; call it when the server has written its response, as the WSGI ``close()`` is."""
@@ -88,30 +65,11 @@ class Detached:
         self._drain.close()
 
 
-def _check_headroom(sock: socket.socket) -> None:
+def _check_headroom(number: int) -> None:
     """Leave some file descriptors to the server: one that cannot accept any more may stop altogether.
 
-    The kernel gives out the lowest free number, so the number tells how many are in use.
+    The kernel gives out the lowest free number, so the number of a new one tells how many are in use.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit != resource.RLIM_INFINITY and sock.fileno() >= limit - min(_HEADROOM, limit // 4):
-        number = sock.fileno()
-        sock.close()
+    if limit != resource.RLIM_INFINITY and number >= limit - min(_HEADROOM, limit // 4):
         raise OSError(errno.EMFILE, f"{number} of {limit} file descriptors are in use")
-
-
-def _take_unread(environ: dict[str, Any]) -> bytes:
-    body = environ["wsgi.input"]
-    if "gunicorn.socket" not in environ:
-        # The server reads through a buffered file whose source is the dummy now: read() ends at once.
-        unread: bytes = body.read()
-        return unread
-    # gunicorn's parser holds them, out of reach of the request's body. They must not stay there: it would take
-    # them for the next request.
-    buffer = getattr(getattr(getattr(body, "reader", None), "unreader", None), "buf", None)
-    if buffer is None:
-        return b""
-    unread = buffer.getvalue()
-    buffer.seek(0)
-    buffer.truncate()
-    return unread

@@ -1,8 +1,8 @@
-"""The life of the process that managers live in: when it starts to stop, when it ends, when it forks.
+"""The life of the process that managers live in: one housekeeper for all, the end, forks.
 
-The WSGI server knows nothing of detached sockets, so nobody tells us that it stops. gunicorn's workers can be asked:
-their handlers of signals are methods of the worker, whose ``alive`` turns false as soon as the worker begins to stop,
-for whatever reason. Everywhere else, and after that, ``atexit`` is the last call.
+The WSGI server knows nothing of detached sockets, so nobody tells us that it stops. Some servers can be asked, see
+:func:`wsthread.servers.is_stopping`: managers do that when they are checked. Under the others ``atexit`` is the only
+call, and under all of them it is the last.
 
 Managers enter with their first connection. All of it is per process: a child of a fork starts empty.
 """
@@ -18,13 +18,10 @@ import time
 import weakref
 from typing import Protocol
 
+from . import servers
 from .housekeeper import Housekeeper
 
 logger = logging.getLogger("wsthread")
-
-# Seconds that we leave to the server of its own time for stopping: gunicorn's workers may have said last that they
-# live 1 s before they began to stop, and connections that had to be cut need a moment too.
-_MARGIN = 2.0
 
 
 class Inhabitant(Protocol):
@@ -109,31 +106,10 @@ def managers() -> list[Inhabitant]:
         return list(_managers)
 
 
-def is_stopping() -> bool:
-    """Tell whether the server that runs this process is stopping."""
-    return not getattr(_gunicorn_worker(), "alive", True)
-
-
-def time_to_stop(wanted: float) -> float:
-    """Return how many seconds stopping may take from its beginning, so that the server does not kill the process."""
-    cfg = getattr(_gunicorn_worker(), "cfg", None)
-    limits: list[float | None] = [getattr(cfg, name, None) for name in ("graceful_timeout", "timeout")]
-    return min([wanted, *(max(limit - _MARGIN, limit / 4) for limit in limits if limit)])
-
-
-def _gunicorn_worker() -> object:
-    # An application may have put its own handler of a signal before gunicorn's, seldom of all of them.
-    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT):
-        worker: object = getattr(signal.getsignal(number), "__self__", None)
-        if hasattr(worker, "alive"):
-            return worker
-    return None
-
-
 def _shut_down_all() -> None:
     stopping = managers()
     # It may have begun long ago, while the server waited for a request to end.
-    deadlines = [manager.begin_shutdown() + time_to_stop(manager.shutdown_timeout) for manager in stopping]
+    deadlines = [manager.begin_shutdown() + servers.time_to_stop(manager.shutdown_timeout) for manager in stopping]
     for manager in stopping:
         manager.finish_shutdown(max(0.0, max(deadlines) - time.monotonic()))
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from werkzeug.wrappers import Request
 
-from . import lifecycle, speedups
+from . import lifecycle, servers, speedups
 from .connection import Connection, Scope
 from .exceptions import ConnectionClosed, HandshakeError
 from .options import Options, argument, takes
@@ -353,7 +353,7 @@ class Manager:
 
     def check(self, now: float) -> None:
         """Look at the deadlines, and whether the server is stopping."""
-        if self._closing is None and lifecycle.is_stopping():
+        if self._closing is None and servers.is_stopping():
             self.begin_shutdown()
         for conn in self._due_closes(now):
             assert self._closing is not None
@@ -377,7 +377,7 @@ class Manager:
     def _begin_shutdown(self, close: Close, spread: float) -> float:
         encode_close(close)
         # What is spread leaves half of the time to the closing handshakes.
-        spread = min(spread, lifecycle.time_to_stop(self.shutdown_timeout) / 2)
+        spread = min(spread, servers.time_to_stop(self.shutdown_timeout) / 2)
         with self._lock:
             if self._closing is not None:
                 return self._closing_since

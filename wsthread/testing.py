@@ -48,6 +48,7 @@ from .connection import Connection
 from .exceptions import ConnectionClosed, WebSocketError
 from .housekeeper import TICK
 from .manager import Manager
+from .servers.in_process import SOCKET_KEY
 from .wire.frames import CloseCode, Frame, Opcode, encode_frame
 from .wire.handshake import WEBSOCKET_VERSION
 from .wire.messages import Message, MessageReader, Payload, to_octets
@@ -372,7 +373,7 @@ def connect(
     ours, servers = socket.socketpair()
     ours.settimeout(timeout)
     with servers:
-        overrides = {**options.pop("environ_overrides", {}), "werkzeug.socket": servers, _TOKEN: token}
+        overrides = {**options.pop("environ_overrides", {}), SOCKET_KEY: servers, _TOKEN: token}
         try:
             response = client.open(
                 path, headers=wanted, environ_overrides=overrides, buffered=True, **options)

@@ -19,8 +19,9 @@ from werkzeug.datastructures import EnvironHeaders, Headers
 from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import ClosingIterator
 
+from . import servers
 from .connection import Connection, Scope
-from .detach import Detached, find_socket
+from .detach import Detached
 from .exceptions import DetachError, HandshakeError
 from .manager import Manager
 from .options import UpgraderOptions, argument, takes
@@ -32,8 +33,8 @@ logger = logging.getLogger("wsthread")
 
 # What frameworks add to every response and what means nothing on a 101 (RFC 9110 8.6, RFC 9112 6.1).
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
-# What the server put into the environ for itself; a connection must not keep it alive.
-_SERVERS_OWN = ("wsgi.", "gunicorn.", "werkzeug.")
+# How the names begin of what belongs to the request (PEP 3333) and to its server; a connection must not keep it alive.
+_DROPPED = ("wsgi.", *servers.OWN_KEYS)
 # Servers build the strings of a request anew each time; one copy of the usual ones does for all connections.
 _USUAL = {text: text for text in (
     "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT_LANGUAGE", "HTTP_AUTHORIZATION", "HTTP_CACHE_CONTROL",
@@ -125,7 +126,7 @@ class Upgrader:
         environ, options = request.environ, self._options
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
-            find_socket(environ)
+            servers.find(environ)
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, options.origins)
         offered = tokens(headers.get("sec-websocket-protocol", ""))
@@ -165,9 +166,8 @@ class _Switch:
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
         conn.open(Transport(detached.socket), data, detached.unread)
-        # Nobody reads these headers, and some servers take exception to hop-by-hop ones. The length keeps gunicorn 20
-        # from writing a last chunk, which may come after close() and then breaks on the dummy, before the access line.
-        ignored = [("Content-Length", "0")]
+        # Nobody reads these headers, and some servers take exception to hop-by-hop ones.
+        ignored = list(detached.server.dummy_headers)
         return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", ignored
 
     @staticmethod
@@ -189,7 +189,7 @@ def _snapshot(request: Request) -> Request:
     """Return a copy of a request that lives on without its server and its body."""
     environ = {
         _USUAL.get(name, name): _USUAL.get(value, value) if isinstance(value, str) else value
-        for name, value in request.environ.items() if not name.startswith(_SERVERS_OWN)}
+        for name, value in request.environ.items() if not name.startswith(_DROPPED)}
     environ["wsgi.url_scheme"] = request.environ["wsgi.url_scheme"]
     environ["wsgi.input"] = _NO_BODY
     snapshot = request.__class__(environ, populate_request=False)  # type() would be that of Flask's proxy.

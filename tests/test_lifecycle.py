@@ -1,0 +1,191 @@
+"""The life of a process with managers, with what a manager is to it instead of one."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from peer import TIMEOUT
+from servers import wait_until
+
+from wsthread import dump_on_signal, lifecycle
+
+
+class Inhabitant:
+    """Notes what it is asked."""
+
+    shutdown_timeout = 1.0
+
+    def __init__(self) -> None:
+        self.checked = threading.Event()
+
+    def check(self, now: float) -> None:
+        """Note it."""
+        self.checked.set()
+
+    def begin_shutdown(self) -> float:
+        """Begin at the beginning of time."""
+        return 0.0
+
+    def finish_shutdown(self, timeout: float) -> None:
+        """Take no time."""
+
+    def reset_after_fork(self) -> None:
+        """Forget nothing."""
+
+    def dump(self) -> str:
+        """Tell which it is."""
+        return f"inhabitant {id(self)}"
+
+
+def test_one_housekeeper_checks_all() -> None:
+    first, second = Inhabitant(), Inhabitant()
+    housekeeper = lifecycle.enter(first, 0.05)
+    assert lifecycle.enter(second, 0.05) is housekeeper
+    assert lifecycle.enter(first, 0.05) is housekeeper
+    assert first.checked.wait(TIMEOUT)
+    assert second.checked.wait(TIMEOUT)
+
+
+def test_managers() -> None:
+    """Each is there once, from its first connection on, as long as somebody needs it."""
+    inhabitant = Inhabitant()
+    assert inhabitant not in lifecycle.managers()
+    for _ in range(2):
+        lifecycle.enter(inhabitant, 1.0)
+    assert lifecycle.managers().count(inhabitant) == 1
+    number = id(inhabitant)
+    del inhabitant
+
+    def is_gone() -> bool:
+        gc.collect()
+        return number not in map(id, lifecycle.managers())
+
+    wait_until(is_gone)  # The housekeeper may be looking at it.
+
+
+@pytest.fixture
+def number() -> Iterator[signal.Signals]:
+    """Return a signal that has its old handler again after the test."""
+    before = signal.getsignal(signal.SIGUSR2)
+    yield signal.SIGUSR2
+    signal.signal(signal.SIGUSR2, before)
+
+
+def test_dump_on_signal(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
+    inhabitants = [Inhabitant(), Inhabitant()]
+    for inhabitant in inhabitants:
+        lifecycle.enter(inhabitant, 1.0)
+    dump_on_signal(number)
+    signal.raise_signal(number)
+    told = {("wsthread", logging.WARNING, f"Inhabitant: inhabitant {id(one)}") for one in inhabitants}
+    wait_until(lambda: told <= set(caplog.record_tuples))
+
+
+def test_dump_on_signal_in_another_thread(number: signal.Signals) -> None:
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            dump_on_signal(number)
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert len(errors) == 1
+
+
+# What happens once in the life of a process takes a process each.
+
+
+ENTERED = """
+import os, sys, time
+from wsthread import lifecycle
+
+class Inhabitant:
+    def __init__(self, name, shutdown_timeout, begun):
+        self.name, self.shutdown_timeout, self.begun = name, shutdown_timeout, begun
+        self.housekeeper = lifecycle.enter(self, 1.0)
+    def check(self, now):
+        pass
+    def begin_shutdown(self):
+        print(self.name, "begins", flush=True)
+        return time.monotonic() - self.begun
+    def finish_shutdown(self, timeout):
+        print(self.name, "finishes in", round(timeout, 1), flush=True)
+    def reset_after_fork(self):
+        print(self.name, "is reset", flush=True)
+    def dump(self):
+        return self.name
+
+"""
+
+
+def lines_of(source: str) -> list[str]:
+    """Run a process in which inhabitants enter, and return what it prints."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ENTERED + source], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout.splitlines()
+
+
+def test_end_of_the_process() -> None:
+    """All begin before anybody is waited for, and the one with the latest deadline tells how long."""
+    *begun, first, second = lines_of("several = [Inhabitant('a', 5.0, 0.0), Inhabitant('b', 30.0, 10.0)]")
+    assert sorted(begun) == ["a begins", "b begins"]
+    assert sorted([first, second]) == ["a finishes in 20.0", "b finishes in 20.0"]
+
+
+def test_end_of_the_process_that_begun_long_ago() -> None:
+    assert lines_of("only = Inhabitant('a', 5.0, 60.0)") == ["a begins", "a finishes in 0.0"]
+
+
+def test_end_of_a_process_that_has_to_end_soon() -> None:
+    """The server's limit counts."""
+    assert lines_of("""
+import types, signal
+class Worker:
+    alive, cfg = True, types.SimpleNamespace(graceful_timeout=10, timeout=30)
+    def handle(self, *args):
+        pass
+signal.signal(signal.SIGTERM, Worker().handle)
+only = Inhabitant('a', 30.0, 0.0)
+""") == ["a begins", "a finishes in 8.0"]
+
+
+def test_end_of_an_empty_process() -> None:
+    assert lines_of("Inhabitant('gone', 5.0, 0.0).housekeeper; import gc; gc.collect()") == []
+
+
+def test_fork() -> None:
+    """The child starts empty, with a housekeeper of its own; what the parent has stays."""
+    assert lines_of("""
+parent = Inhabitant('a', 5.0, 0.0)
+child = os.fork()
+if child == 0:
+    print("another housekeeper:", lifecycle.enter(parent, 1.0) is not parent.housekeeper, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print("the same housekeeper:", lifecycle.enter(parent, 1.0) is parent.housekeeper, flush=True)
+""") == ["a is reset", "another housekeeper: True", "the same housekeeper: True", "a begins", "a finishes in 5.0"]
+
+
+def test_fork_while_the_lock_is_held() -> None:
+    """Another thread of the parent may hold it, and does not run in the child."""
+    assert lines_of("""
+parent = Inhabitant('a', 5.0, 0.0)
+with lifecycle._lock:
+    child = os.fork()
+    if child == 0:
+        print(len(lifecycle.managers()), flush=True)
+        os._exit(0)
+os.waitpid(child, 0)
+""") == ["a is reset", "1", "a begins", "a finishes in 5.0"]

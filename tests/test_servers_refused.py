@@ -1,0 +1,48 @@
+"""What no socket can be had of: each answer says what to do."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any
+
+import pytest
+
+from wsthread import servers
+from wsthread.exceptions import DetachError
+
+
+def named(module: str, base: type = object) -> object:
+    """Return an object of a class of that module, as far as one can tell."""
+    return type("socket", (base,), {"__module__": module})()
+
+
+GTHREAD = "--worker-class gthread"
+
+
+@pytest.mark.parametrize(("environ", "told"), [
+    ({}, f"This WSGI server shows no socket to its applications; serve with gunicorn {GTHREAD}, or with flask run"),
+    ({"SERVER_SOFTWARE": ""}, "This WSGI server shows no socket"),
+    ({"SERVER_SOFTWARE": "waitress", "gunicorn.socket": None}, f"waitress shows no socket .* gunicorn {GTHREAD}"),
+    ({"gunicorn.socket": named("gevent._socket3")}, f"gevent and eventlet .* threads cannot serve; use .* {GTHREAD}"),
+    ({"werkzeug.socket": named("eventlet.greenio.base")}, "gevent and eventlet workers"),
+    ({"gunicorn.socket": named("gevented")}, "the server shows a socket instead of a socket"),
+    ({"gunicorn.socket": 7}, "the server shows a int instead of a socket"),
+])
+def test_no_socket(environ: dict[str, Any], told: str) -> None:
+    with pytest.raises(DetachError, match=told):
+        servers.find(environ)
+
+
+def test_green_socket_that_is_a_socket() -> None:
+    """Its class may be derived from the real one."""
+    green = named("gevent._socket3", socket.socket)
+    assert isinstance(green, socket.socket)
+    with green, pytest.raises(DetachError, match="gevent"):
+        servers.find({"gunicorn.socket": green})
+
+
+def test_tls() -> None:
+    with ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(socket.socket(), server_hostname="a") as secure:
+        with pytest.raises(DetachError, match="TLS sockets cannot be detached yet; let a proxy"):
+            servers.find({"gunicorn.socket": secure})

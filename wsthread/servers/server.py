@@ -1,0 +1,65 @@
+"""What the library has to know of a WSGI server, in one class with an answer for each question."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class Server:
+    """A WSGI server, as far as its sockets and its end go. One subclass per server, in a module of its own.
+
+    How to add a server:
+
+    1. Serve a view that looks through its ``environ``, and find the client's socket there. Often it is behind a few
+       private attributes of ``wsgi.input``.
+    2. Write ``servers/<name>.py`` with a subclass. :meth:`find_socket` is the only method that it needs. Go along
+       attributes with ``getattr(..., None)``: they may be gone in the server's next version, and the request then
+       has to get its 501 and no traceback. The caller checks that what you return is a socket.
+    3. Send a frame in the same segment as the handshake. If it gets lost, the server had read it already: write
+       :meth:`take_unread`. If there is no way to get at such bytes, leave it out; no browser sends any.
+    4. Stop the server in each way that it has, with a connection open. If the client does not get a Close with 1001,
+       or the process is killed before the client has answered, write :meth:`is_stopping` and :meth:`time_to_stop`.
+    5. Look into the server's log. If the response on the dummy makes it complain, set :attr:`dummy_headers`.
+    6. Add it to ``SERVERS`` in ``servers/__init__.py``, to ``SERVERS`` of ``tests/servers.py``, and write
+       ``tests/test_servers_<name>.py``.
+
+    One object is for all requests of a process, so it holds no state.
+
+    Attributes:
+        own_keys: how the names begin that the server adds to the environ for itself. A connection lives longer than
+            its request and drops them, so that it does not keep the server's objects alive.
+        dummy_headers: headers of the response that the server writes to its dummy. No client ever reads them.
+    """
+
+    own_keys: tuple[str, ...] = ()
+    dummy_headers: tuple[tuple[str, str], ...] = ()
+
+    def find_socket(self, environ: dict[str, Any]) -> object:
+        """Return what the server shows as the socket of a request; None when the request is not this server's.
+
+        It changes nothing. It is called in the thread that serves the request, more than once.
+
+        Raises:
+            DetachError: the request is this server's, and for a reason of its own no socket can be had.
+        """
+        raise NotImplementedError
+
+    def take_unread(self, environ: dict[str, Any]) -> bytes:
+        """Take out and return the bytes behind the request's head that the server has read already.
+
+        It is called once, in the thread that serves the request, when the server's file descriptor leads to the dummy
+        already. So reading from the server's file gives what is buffered, and then ends without waiting.
+        """
+        return b""
+
+    def is_stopping(self) -> bool:
+        """Tell whether this server runs the process and has begun to stop it. Any thread may call it, and often."""
+        return False
+
+    def time_to_stop(self) -> float:
+        """Return how many seconds stopping may take from its beginning until this server kills the process.
+
+        Infinity when it does not run the process, or does not kill. Any thread may call it.
+        """
+        return math.inf
