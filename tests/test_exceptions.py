@@ -12,12 +12,14 @@ import pytest
 import wsthread
 from wsthread import exceptions
 from wsthread.exceptions import (
-    ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
+    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidPayload, MessageTooBig, ProtocolError,
+    WebSocketError,
 )
 
 TREE = [
     (WebSocketError, Exception),
     (HandshakeError, WebSocketError),
+    (HandshakeRefused, WebSocketError),
     (DetachError, WebSocketError),
     (ProtocolError, WebSocketError),
     (InvalidPayload, ProtocolError),
@@ -106,3 +108,17 @@ def test_handshake_error_answers(
     expected = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *headers]
     for _ in range(2):
         assert answer(error) == (line, expected, body)
+
+
+@pytest.mark.parametrize(("args", "text"), [
+    ((403,), "403"),
+    ((403, "Forbidden"), "403 Forbidden"),
+    ((403, "Forbidden", [("Retry-After", "5")], b" No.\n"), "403 Forbidden: No."),
+    ((502, "", (), b"caf\xe9" + b"x" * 1000), "502: caf\N{REPLACEMENT CHARACTER}" + "x" * 196),
+])
+def test_handshake_refused(args: tuple[Any, ...], text: str) -> None:
+    """It shows the status and the beginning of the body, and keeps a copy of the headers."""
+    error = HandshakeRefused(*args)
+    assert str(error) == text
+    status, reason, headers, body = (*args, *(0, "", (), b"")[len(args):])
+    assert (error.status, error.reason, error.headers, error.body) == (status, reason, list(headers), body)

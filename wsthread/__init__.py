@@ -2,7 +2,8 @@
 
 from .connection import Connection
 from .exceptions import (
-    ConnectionClosed, DetachError, HandshakeError, InvalidPayload, MessageTooBig, ProtocolError, WebSocketError,
+    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidPayload, MessageTooBig, ProtocolError,
+    WebSocketError,
 )
 from .lifecycle import dump_on_signal
 from .listenable import ListenableManager
@@ -22,6 +23,7 @@ __all__ = [
     "Deflate",
     "DetachError",
     "HandshakeError",
+    "HandshakeRefused",
     "InvalidPayload",
     "ListenableManager",
     "Manager",

@@ -4,6 +4,7 @@
 
     WebSocketError
     ├── HandshakeError        the HTTP request cannot become a WebSocket; is itself the WSGI answer
+    ├── HandshakeRefused      the server refused ours; has its HTTP answer (clients only)
     ├── DetachError           the WSGI server shows no socket that could be taken
     ├── ProtocolError         the peer broke RFC 6455 (Close 1002)
     │   ├── InvalidPayload    text or a close reason that is not UTF-8 (Close 1007)
@@ -50,6 +51,31 @@ class HandshakeError(WebSocketError):
         headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
         start_response(f"{self.status.value} {self.status.phrase}", headers + self.headers)
         return [body]
+
+
+class HandshakeRefused(WebSocketError):
+    """The server answered a client's opening handshake, but not with a 101 (RFC 6455 4.1).
+
+    Attributes:
+        status: the HTTP status, such as 403.
+        reason: the words after the status, possibly none.
+        headers: names and values, as they came.
+        body: the body, or its beginning when it is long or did not come in time.
+    """
+
+    def __init__(
+        self, status: int, reason: str = "", headers: Iterable[tuple[str, str]] = (), body: bytes = b"",
+    ) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = list(headers)
+        self.body = body
+        super().__init__(status, reason, self.headers, body)
+
+    def __str__(self) -> str:
+        status = f"{self.status} {self.reason}".rstrip()
+        text = self.body.decode(errors="replace")[:200].strip()
+        return f"{status}: {text}" if text else status
 
 
 class DetachError(WebSocketError):

@@ -25,18 +25,12 @@ the view takes the time it takes, because it runs in the calling thread. So a te
 
 from __future__ import annotations
 
-import base64
-import math
 import re
-import secrets
-import select
 import socket
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -44,22 +38,20 @@ from werkzeug.datastructures import Headers
 from werkzeug.test import Client, TestResponse
 
 from . import lifecycle
+from .client import ClientConnection, new_key, receive_answer
 from .connection import Connection
-from .exceptions import ConnectionClosed, WebSocketError
+from .exceptions import ConnectionClosed, HandshakeRefused, ProtocolError
 from .housekeeper import TICK
 from .manager import Manager
 from .servers.in_process import SOCKET_KEY
-from .wire.frames import CloseCode, Frame, Opcode, encode_frame
-from .wire.handshake import WEBSOCKET_VERSION
-from .wire.messages import Message, MessageReader, Payload, to_octets
-from .wire.protocol import Close, encode_close, parse_close
+from .wire.client_handshake import request_headers
+from .wire.frames import CloseCode
 
-_RECV_SIZE = 1 << 16
 _THREAD = re.compile(r"wsthread-[0-9a-f]{16}")  # What the threads of connections are called, with their ids.
 _TOKEN = "wsthread.testing"  # Where a request's environ has what tells it from all others.
 
 
-class Refused(WebSocketError):
+class Refused(HandshakeRefused):
     """The application did not answer with a 101.
 
     Attributes:
@@ -67,260 +59,52 @@ class Refused(WebSocketError):
     """
 
     def __init__(self, response: TestResponse) -> None:
-        super().__init__(response)
+        reason = response.status.partition(" ")[2]
+        super().__init__(response.status_code, reason, response.headers, response.data)
         self.response = response
 
-    def __str__(self) -> str:
-        return f"{self.response.status}: {self.response.data.decode(errors='replace')[:200].strip()}"
 
-
-class WebSocket:
-    """The client's end of a WebSocket. It belongs to one thread, and answers Pings only while it is called.
+class WebSocket(ClientConnection):
+    """A :class:`wsthread.client.ClientConnection` whose end waits for the application's.
 
     Attributes:
         response: the 101 as a response of Werkzeug's test client, with its headers.
         connection: the application's side, to look at; None when that was over at once.
-        subprotocol: the subprotocol agreed on, or None.
-        timeout: seconds that a call waits unless it is told otherwise.
-        pings: how many Pings of the server came so far.
-        close_code: None while it is open; then the code of the server's Close, 1005 when that had none, or 1006 when
-            the connection ended without one.
-        close_reason: likewise; the server's reason, or "" without one.
     """
 
     def __init__(
         self, sock: socket.socket, response: TestResponse, unread: bytes, timeout: float,
         connection: Connection | None,
     ) -> None:
+        super().__init__(
+            sock, unread=unread, subprotocol=response.headers.get("Sec-WebSocket-Protocol"), headers=response.headers,
+            timeout=timeout, max_message_size=None)
         self.response = response
         self.connection = connection
-        self.subprotocol = response.headers.get("Sec-WebSocket-Protocol")
-        self.timeout = timeout
-        self.pings = 0
-        self.close_code: int | None = None
-        self.close_reason: str | None = None
-        self._socket = sock
-        self._reader = MessageReader(masked=False)
-        self._reader.feed(unread)
-        self._messages: deque[str | bytes] = deque()  # Those that came while something else was waited for.
-        self._pong = b""  # The payload of the last one.
-        self._close_sent = False
-
-    def __enter__(self) -> WebSocket:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None,
-    ) -> None:
-        """Close it; after an exception only drop it, so that nothing hides what went wrong."""
-        if error is None:
-            self.close()
-        else:
-            self._socket.close()
-
-    def send(self, payload: Payload, *, timeout: float | None = None) -> None:
-        """Send a message.
-
-        Args:
-            payload: a str goes as text; bytes, bytearray or memoryview go as binary.
-            timeout: seconds, None for those of the WebSocket.
-
-        Raises:
-            ConnectionClosed: the server has closed it.
-            TimeoutError: the application does not read.
-            TypeError: the payload is neither str nor bytes-like.
-        """
-        opcode, octets = to_octets(payload)
-        self._send(Frame(opcode, octets), self._deadline(timeout))
-
-    def receive(self, timeout: float | None = None) -> str | bytes:
-        """Return the next message: a str for text, bytes for binary.
-
-        Args:
-            timeout: seconds, None for those of the WebSocket.
-
-        Raises:
-            ConnectionClosed: there are no more; its code and reason are those of the server's Close.
-            TimeoutError: none came in time.
-        """
-        deadline = self._deadline(timeout)
-        while not self._messages:
-            self._raise_if_closed()
-            self._read(deadline)
-        return self._messages.popleft()
-
-    def __iter__(self) -> Iterator[str | bytes]:
-        """Yield messages until the server closes. Raises TimeoutError when one does not come in time."""
-        while True:
-            try:
-                message = self.receive()
-            except ConnectionClosed:
-                return
-            yield message
-
-    def ping(self, timeout: float | None = None) -> None:
-        """Send a Ping and wait for its Pong, which comes when the application has handled all that was sent before.
-
-        The server's Pings are answered meanwhile, and messages kept for :meth:`receive`.
-
-        Args:
-            timeout: seconds, None for those of the WebSocket.
-
-        Raises:
-            ConnectionClosed: it is closed, or was instead.
-            TimeoutError: there was no Pong in time, perhaps because a callback takes longer.
-        """
-        deadline, payload = self._deadline(timeout), secrets.token_bytes(4)
-        self._send(Frame(Opcode.PING, payload), deadline)
-        while self._pong != payload:
-            self._raise_if_closed()
-            self._read(deadline)
 
     def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "", *, timeout: float | None = None) -> None:
-        """Close it, unless the server did, and wait until the application is done with it, ``on_close`` included.
-
-        Messages that come meanwhile can still be received. Nothing happens the second time.
-
-        Args:
-            code: 1000 to 1003, 1007 to 1014 or 3000 to 4999.
-            reason: at most 123 bytes of UTF-8.
-            timeout: seconds, None for those of the WebSocket.
+        """Close it like any client, and wait until the application is done with it, ``on_close`` included.
 
         Raises:
             TimeoutError: the application takes longer; the connection is cut.
             ValueError: the code may not be sent or the reason is too long.
         """
-        encode_close(Close(code, reason))
-        if self._socket.fileno() < 0:
-            return
-        deadline = self._deadline(timeout)
-        try:
-            self._take_arrived()
-            self._send_close(Close(code, reason), deadline)
-            while self.close_code is None:
-                self._read(deadline)
-            while self._recv(deadline):  # Nothing counts behind a Close, but the server ends the connection.
-                pass
-        finally:
-            self._socket.close()
-        self._join(deadline)
+        begun, was_closed = time.monotonic(), self.closed
+        super().close(code, reason, timeout=timeout)
+        if not was_closed:
+            self._join(begun, timeout)
 
     def terminate(self, *, timeout: float | None = None) -> None:
         """Cut it without a Close, as a client does that loses its network, and wait like :meth:`close`.
 
-        Args:
-            timeout: seconds, None for those of the WebSocket.
-
         Raises:
             TimeoutError: the application takes longer.
         """
-        self._socket.close()
-        self._note_close(Close(CloseCode.ABNORMAL_CLOSURE))
-        self._join(self._deadline(timeout))
+        super().terminate()
+        self._join(time.monotonic(), timeout)
 
-    def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (self.timeout if timeout is None else timeout)
-
-    def _raise_if_closed(self) -> None:
-        if self.close_code is not None:
-            raise ConnectionClosed(self.close_code, self.close_reason or "")
-
-    def _send(self, frame: Frame, deadline: float) -> None:
-        self._take_arrived()
-        self._raise_if_closed()
-        try:
-            self._write(frame, deadline)
-        except TimeoutError:
-            raise TimeoutError("the application does not read") from None
-        except OSError:
-            while self.close_code is None:  # What it said before it closed.
-                self._read(deadline)
-            self._raise_if_closed()
-
-    def _reply(self, frame: Frame, deadline: float) -> None:
-        try:
-            self._write(frame, deadline)
-        except OSError:
-            pass  # The application closed, or does not read; whoever waits for it is going to see that.
-
-    def _write(self, frame: Frame, deadline: float) -> None:
-        """Write a frame; keep what comes meanwhile, for the application may read on only when that is taken."""
-        rest = memoryview(encode_frame(frame, secrets.token_bytes(4)))
-        arrived: list[bytes] = []
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLOUT)
-        try:
-            while rest:
-                try:
-                    self._socket.settimeout(0.0)
-                    rest = rest[self._socket.send(rest):]
-                except BlockingIOError:
-                    left = deadline - time.monotonic()
-                    if left <= 0 or not (events := poll.poll(math.ceil(left * 1000))):
-                        raise TimeoutError from None
-                    if events[0][1] & select.POLLIN:
-                        arrived.append(self._recv(deadline))
-                        if not arrived[-1]:
-                            raise BrokenPipeError from None
-        finally:
-            self._reader.feed(b"".join(arrived))
-
-    def _send_close(self, close: Close, deadline: float) -> None:
-        if not self._close_sent:
-            self._close_sent = True
-            self._reply(Frame(Opcode.CLOSE, encode_close(close)), deadline)
-
-    def _read(self, deadline: float) -> None:
-        """Take the next frame or message, or the end of the connection; answer what wants an answer."""
-        while (message := self._reader.next_message()) is None:
-            data = self._recv(deadline)
-            if not data:
-                self._note_close(Close(CloseCode.ABNORMAL_CLOSURE))
-                return
-            self._reader.feed(data)
-        self._handle(message, deadline)
-
-    def _handle(self, message: Message, deadline: float) -> None:
-        opcode, payload = message
-        if opcode in (Opcode.TEXT, Opcode.BINARY):
-            self._messages.append(payload)
-            return
-        assert isinstance(payload, bytes)
-        if opcode is Opcode.PING:
-            self.pings += 1
-            self._reply(Frame(Opcode.PONG, payload), deadline)
-        elif opcode is Opcode.PONG:
-            self._pong = payload
-        else:
-            close = parse_close(payload)
-            self._send_close(Close(close.code), deadline)
-            self._note_close(close)
-
-    def _take_arrived(self) -> None:
-        """Do what a client does that reads all the time, before it sends."""
-        try:
-            while self.close_code is None:
-                self._read(0.0)
-        except TimeoutError:
-            pass  # That was all.
-
-    def _recv(self, deadline: float) -> bytes:
-        try:
-            self._settimeout(deadline)
-            return self._socket.recv(_RECV_SIZE)
-        except (TimeoutError, BlockingIOError):
-            raise TimeoutError("the application sent nothing in time") from None
-        except OSError:
-            return b""
-
-    def _settimeout(self, deadline: float) -> None:
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.0))  # With 0 it raises BlockingIOError.
-
-    def _note_close(self, close: Close) -> None:
-        if self.close_code is None:
-            self.close_code, self.close_reason = close
-
-    def _join(self, deadline: float) -> None:
+    def _join(self, begun: float, timeout: float | None) -> None:
+        deadline = begun + (self.timeout if timeout is None else timeout)
         if self.connection is not None:
             name = _thread_name(self.connection)
             for thread in [one for one in threading.enumerate() if one.name == name]:
@@ -363,15 +147,12 @@ def connect(
     if host:
         options["base_url"] = f"{scheme.replace('ws', 'http')}://{host}"
     wanted = Headers(headers)
-    wanted.extend({
-        "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": WEBSOCKET_VERSION,
-        "Sec-WebSocket-Key": base64.b64encode(secrets.token_bytes(16)).decode()})
     if subprotocols:
-        wanted["Sec-WebSocket-Protocol"] = ", ".join(subprotocols)
+        wanted.remove("Sec-WebSocket-Protocol")
+    wanted.extend(request_headers(new_key(), subprotocols))
     token = object()
     before = set(threading.enumerate())
     ours, servers = socket.socketpair()
-    ours.settimeout(timeout)
     with servers:
         overrides = {**options.pop("environ_overrides", {}), SOCKET_KEY: servers, _TOKEN: token}
         try:
@@ -379,7 +160,7 @@ def connect(
                 path, headers=wanted, environ_overrides=overrides, buffered=True, **options)
             if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
                 raise Refused(response)
-            unread = _take_head(ours, response)
+            unread = _take_head(ours, response, timeout)
             connection = _find_connection(token, before, timeout)
         except BaseException:
             ours.close()
@@ -390,19 +171,14 @@ def connect(
     return WebSocket(ours, response, unread, timeout, connection)
 
 
-def _take_head(sock: socket.socket, response: TestResponse) -> bytes:
+def _take_head(sock: socket.socket, response: TestResponse, timeout: float) -> bytes:
     """Give a response the headers that came over the socket, and no others; return what came behind them."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        received = sock.recv(_RECV_SIZE)
-        if not received:
-            raise Refused(response)
-        data += received
+    try:
+        answer, unread = receive_answer(sock, timeout)
+    except (ConnectionClosed, ProtocolError) as error:
+        raise Refused(response) from error
     response.headers.clear()
-    head, _, unread = data.partition(b"\r\n\r\n")
-    for line in head.decode("latin-1").split("\r\n")[1:]:
-        name, _, value = line.partition(":")
-        response.headers.add(name, value.strip())
+    response.headers.extend(answer.headers)
     return unread
 
 
