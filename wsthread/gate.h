@@ -1,11 +1,11 @@
 /* The gate before the GIL.
 
-   With the GIL, a thread that comes back from recv() has to get the GIL, and Python lets it wait for that with a timeout
-   of some milliseconds, again and again: with hundreds of busy threads most of the time goes into these wake-ups. So
-   they wait at a gate of the process first, and only a few of them at a time ask for the GIL: one that found nobody there
-   and goes straight on, and those who are called from the queue. A strict order would cost half of the throughput with
-   many threads: the next one in the queue is seldom the next one that runs. Nobody waits at the gate while holding the
-   GIL, so it cannot deadlock. Without the GIL there is no gate.
+   With the GIL, a thread that comes back from recv() has to get the GIL, and Python lets it wait for that with a
+   timeout of some milliseconds, again and again: with hundreds of busy threads most of the time goes into these
+   wake-ups. So they wait at a gate of the process first, and only a few of them at a time ask for the GIL: one that
+   found nobody there and goes straight on, and those who are called from the queue. A strict order would cost half of
+   the throughput with many threads: the next one in the queue is seldom the next one that runs. Nobody waits at the
+   gate while holding the GIL, so it cannot deadlock. Without the GIL there is no gate.
 
    A thread gives up the GIL with PyEval_SaveThread() and gets it back with restore_gated(). One file includes this. */
 
@@ -35,7 +35,8 @@ static void open_gate(void)
 #define IS_FINALIZING Py_IsFinalizing
 #endif
 
-enum { CALLED = 4 };  /* Threads from the queue at the GIL. More are fairer, and slower with a thousand that are busy. */
+/* Threads from the queue at the GIL. More are fairer, and slower with a thousand that are busy. */
+enum { CALLED = 4 };
 
 typedef struct waiter {
     struct waiter *next;
