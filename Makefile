@@ -72,6 +72,9 @@ fuzz: .venv/.fuzz
 conformance: .venv/.run
 	$(BIN)/python tests/conformance.py
 
+# What an installation is built from; other code takes effect by itself.
+BUILT_FROM := setup.cfg setup.py pyproject.toml wsthread/_speedups.c wsthread/gate.h
+
 # They compare libraries that nobody else needs, so they have an environment of their own. Results are in build/bench.
 BENCH := build/bench/venv
 bench: $(BENCH)/.bench
@@ -80,7 +83,7 @@ bench: $(BENCH)/.bench
 bench-connections bench-slow: bench-%: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/$*.py $(ARGS)
 
-$(BENCH)/.bench: setup.cfg setup.py pyproject.toml wsthread/_speedups.c
+$(BENCH)/.bench: $(BUILT_FROM)
 	@command -v $(firstword $(CC)) >/dev/null || { \
 		echo "The benchmarks need a C compiler, and there is no $(firstword $(CC)) (Debian: apt-get install gcc" \
 			"libc6-dev). CC=clang takes another one." >&2; exit 1; }
@@ -94,7 +97,7 @@ docs-options: .venv/.run
 	$(BIN)/python docs/options.py
 
 # One stamp per extra of setup.cfg. The egg-link makes later edits of the code take effect by themselves.
-.venv/.%: setup.cfg setup.py pyproject.toml wsthread/_speedups.c | .venv/bin/python
+.venv/.%: $(BUILT_FROM) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@
 

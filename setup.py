@@ -2,4 +2,6 @@
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("wsthread._speedups", ["wsthread/_speedups.c"], optional=True)])
+setup(ext_modules=[
+    Extension("wsthread._speedups", ["wsthread/_speedups.c"], depends=["wsthread/gate.h"], optional=True),
+])

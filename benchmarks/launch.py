@@ -49,7 +49,7 @@ def need_modules(*names: str) -> None:
 def need_speedups() -> None:
     """Raise LeftOut unless the C extension was built."""
     need_modules("flask", "gunicorn")
-    probe = [sys.executable, "-c", "from wsthread import speedups; print(speedups.c is not None)"]
+    probe = [sys.executable, "-c", "from wsthread import speedups; print(speedups.active)"]
     if subprocess.run(probe, env=_environment({}), capture_output=True, text=True).stdout.strip() != "True":
         raise LeftOut("the C extension of wsthread is not built; wsthread-pure is the same without it")
 

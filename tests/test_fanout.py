@@ -377,10 +377,10 @@ def test_an_outbox_emptied_by_dropping_is_not_watched_any_more(connect: Connect)
     assert conn._transport is not None
     send = conn._transport.send
     conn._transport.send = lambda data: 0 if full else send(data)
-    conn._clear = False  # So that a broadcast goes this way, too.
+    conn.clear = False  # So that a broadcast goes this way, too.
     # The kernel took a message whole, but nothing of the next one.
     assert manager.broadcast(bytes(900)).queued == 1
-    with conn._send_lock:  # The kernel has room again, but the housekeeper did not come to use it.
+    with conn.send_lock:  # The kernel has room again, but the housekeeper did not come to use it.
         full = False
         conn._outbox.drop(0)
         conn._write(b"\x82\x01x")

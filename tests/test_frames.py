@@ -11,15 +11,12 @@ from hypothesis import strategies as st
 from strategies import bounded, cuts, junk, masking_keys, payloads
 from wire import (
     BINARY, CLOSE, CONTINUATION, MASK, PING, PONG, RSV1, RSV2, RSV3, TEXT, at, by_octets, client_frame, client_header,
-    pump, server_frames, whole, xor,
+    pump, server_frames, whole,
 )
 
 from wsthread.exceptions import MessageTooBig, ProtocolError
-from wsthread.speedups import c
-from wsthread.wire import frames as frames_module
 from wsthread.wire.frames import (
-    SENDABLE_CLOSE_CODES, CloseCode, Frame, FrameParser, Opcode, encode_frame, encode_header, is_valid_close_code, mask,
-    mask_in_place,
+    SENDABLE_CLOSE_CODES, CloseCode, Frame, FrameParser, Opcode, encode_frame, encode_header, is_valid_close_code,
 )
 from wsthread.wire.messages import Message
 
@@ -55,27 +52,6 @@ def test_close_codes() -> None:
     assert set(CloseCode) == sendable | {1005, 1006, 1015}
     assert SENDABLE_CLOSE_CODES == sendable
     assert {code for code in range(-1, 70000) if is_valid_close_code(code)} == sendable | set(range(3000, 5000))
-
-
-# Masking
-
-@pytest.mark.parametrize("key", [MASK, bytes(4), b"\xff" * 4, b"\x00\xaa\x00\x55", b"\x80\x00\x00\x00"])
-@pytest.mark.parametrize("size", [*range(11), 1022, 1023, 1024, 1025, 1026, 1027, 65536])
-def test_mask(size: int, key: bytes) -> None:
-    """It is XOR with the key repeated (RFC 6455 5.3) on both sides of the size where the algorithm changes."""
-    payload = (bytes(range(256)) * (size // 256 + 1))[:size]
-    masked = mask(payload, key)
-    assert type(masked) is bytes
-    assert masked == xor(payload, key)
-    assert mask(masked, key) == payload
-
-
-@bounded
-@given(st.one_of(st.binary(max_size=64), st.binary(min_size=1020, max_size=1100)), masking_keys)
-def test_mask_any(payload: bytes, key: bytes) -> None:
-    """It agrees with the octet-by-octet definition, and twice is nothing."""
-    assert mask(payload, key) == xor(payload, key)
-    assert mask(mask(payload, key), key) == payload
 
 
 # Encoding
@@ -359,7 +335,7 @@ def test_has_input() -> None:
 
 
 def test_whole_messages() -> None:
-    """The C extension takes messages that are whole and nothing special, some at a time; Python takes the rest."""
+    """Messages that are whole and nothing special are taken together, some at a time; the others frame by frame."""
     text, binary = client_frame(Opcode.TEXT, "\xe9".encode()), client_frame(Opcode.BINARY, bytes(300))
     special = [
         client_frame(Opcode.PING), client_frame(Opcode.TEXT, fin=False), client_frame(Opcode.TEXT, b"\xff"),
@@ -372,24 +348,13 @@ def test_whole_messages() -> None:
         parser.feed(text + binary + text + behind)
         expected = [(Opcode.TEXT, "\xe9"), (Opcode.BINARY, bytes(300)), (Opcode.TEXT, "\xe9")]
         found = parser.next_whole_messages(Message)
-        assert found == ([] if c is None else expected)
+        assert found == expected
         assert all(type(message) is Message for message in found)
         assert parser.next_whole_messages(Message) == []
     parser = FrameParser()
     assert parser.next_whole_messages(Message) == []
     parser.feed(text * 100)
-    if c is not None:
-        assert len(parser.next_whole_messages(Message)) < 100
-
-
-@pytest.mark.parametrize("key", [MASK, bytes(4), b"\0\1\0\2"])
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4099, 200_001])
-def test_mask_in_place(size: int, key: bytes) -> None:
-    octets = bytes(i & 0xFF for i in range(size))
-    for function in mask_in_place, frames_module._mask_in_place:
-        buffer = bytearray(b"<" + octets + b">")
-        function(memoryview(buffer)[1:-1], key)
-        assert buffer == b"<" + mask(octets, key) + b">"
+    assert len(parser.next_whole_messages(Message)) < 100
 
 
 def test_filling_a_frame() -> None:

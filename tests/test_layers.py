@@ -28,6 +28,8 @@ PURE = [
         "wire.client_handshake", "outbox", "options", "deadlines")
     if name in MODULES
 ]
+#: What they may use of wsthread.speedups, which does I/O besides: there C takes the place of what is pure as well.
+PURE_SPEEDUPS = {"mask", "mask_in_place", "read_messages", "encode_message"}
 #: What touches the world or the clock.
 IMPURE = {
     "_thread", "asyncio", "concurrent", "fcntl", "logging", "multiprocessing", "os", "queue", "random", "secrets",
@@ -130,10 +132,28 @@ def test_pure(module: str) -> None:
     """Modules without I/O import what is without I/O, of the standard library and of ours."""
     for one in IMPORTS[module]:
         if one.own is not None:
-            assert one.own in PURE or one.own == "speedups", one  # It chooses between two pure ways.
+            assert one.own in PURE or one.own == "speedups", one
         else:
             name = one.name.partition(".")[0]
             assert name in sys.stdlib_module_names and name not in IMPURE, one
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_pure_speedups(module: str) -> None:
+    """Of the seam to C they import by name what is pure, and nothing else; so they do not import it whole."""
+    for node in ast.walk(ast.parse(FILES[module].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            assert "speedups" not in names
+            assert (node.module or "").rpartition(".")[2] != "speedups" or names <= PURE_SPEEDUPS
+        elif isinstance(node, ast.Import):
+            assert "wsthread.speedups" not in {alias.name for alias in node.names}
+
+
+def test_one_seam_to_c() -> None:
+    """Only wsthread.speedups knows of the extension, and it stands on nothing of ours."""
+    assert [module for module, path in FILES.items() if "_speedups" in path.read_text()] == ["speedups"]
+    assert not [one for one in IMPORTS["speedups"] if one.own is not None]
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -1,103 +1,47 @@
 /* The hot path of a connection in C: masking, small whole messages, reading and writing a socket,
    and writing to many.
 
-   Optional: everything here exists in Python too, with the same results. wsthread/speedups.py chooses.
-
-   Locks. With the GIL, a thread that comes back from recv() has to get the GIL, and Python lets it wait for that with
-   a timeout of some milliseconds, again and again: with hundreds of busy threads most of the time goes into these
-   wake-ups. So they wait at a gate of the process first, and only a few of them at a time ask for the GIL: one that
-   found nobody there and goes straight on, and those who are called from the queue. A strict order would cost half of
-   the throughput with many threads: the next one in the queue is seldom the next one that runs. Nobody waits at the
-   gate while holding the GIL, so it cannot deadlock. Without the GIL there is no gate. */
+   Optional: wsthread/speedups.py has a Python version and the contract of everything here, and chooses. The results are
+   the same. Nobody else calls this, but whatever it is called with, it raises an error at worst. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
 #include <errno.h>
+#include <limits.h>
 #include <poll.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+
+#include "gate.h"
 
 enum { SMALL = 4096 };  /* Bytes that are not worth giving up the GIL for, or a block of memory. */
 enum { SMALL_READ = 1088 };  /* Bytes of a small read: on the stack, of which each thread should touch few pages. */
 enum { DONT_WAIT = MSG_DONTWAIT | MSG_NOSIGNAL };
 enum { BATCH = 64 };  /* Messages that are made at once, or sent at once: more would only wait. */
 enum { BATCH_BYTES = 1 << 18 };
-enum { CALLED = 4 };  /* Threads from the queue at the GIL. More are fairer, and slower with a thousand that are busy. */
 
-#ifdef Py_GIL_DISABLED
-#define GATED_RESTORE(save) PyEval_RestoreThread(save)
-#else
-#if PY_VERSION_HEX < 0x030D0000
-#define IS_FINALIZING _Py_IsFinalizing
-#else
-#define IS_FINALIZING Py_IsFinalizing
-#endif
+#define CONTRACT "See the Python version in wsthread/speedups.py."
 
-typedef struct waiter {
-    struct waiter *next;
-    pthread_cond_t cond;
-    int called;
-} waiter;
+typedef struct {
+    PyTypeObject *send_state;
+    PyObject *message_type;  /* The first type that was found to be one for messages. */
+    PyObject *acquire, *release, *make_tuple;  /* Two names, and tuple.__new__. */
+} module_state;
 
-static struct {
-    pthread_mutex_t mutex;  /* Guards the rest; held for moments. */
-    int passing;  /* Whether a thread asks for the GIL that went straight on, ... */
-    int called;  /* ... and how many do that were called. */
-    waiter *first, **end;  /* The queue. */
-} gate = {PTHREAD_MUTEX_INITIALIZER, 0, 0, NULL, &gate.first};
-
-static void restore_gated(PyThreadState *save)
+/* An int as a number of bytes: one that is too large becomes the largest. -1 may be an error. */
+static Py_ssize_t read_size(PyObject *number)
 {
-    if (IS_FINALIZING()) {  /* Threads that ask for the GIL now end there, and leave no gate. */
-        PyEval_RestoreThread(save);
-        return;
-    }
-    pthread_mutex_lock(&gate.mutex);
-    const int waits = gate.passing;
-    if (waits) {
-        waiter self = {NULL, PTHREAD_COND_INITIALIZER, 0};
-        *gate.end = &self;
-        gate.end = &self.next;
-        while (!self.called)
-            pthread_cond_wait(&self.cond, &gate.mutex);
-        pthread_cond_destroy(&self.cond);
-    } else
-        gate.passing = 1;
-    pthread_mutex_unlock(&gate.mutex);
-
-    PyEval_RestoreThread(save);
-
-    pthread_mutex_lock(&gate.mutex);
-    if (waits)
-        gate.called--;
-    else
-        gate.passing = 0;
-    for (; gate.first != NULL && gate.called < CALLED; gate.called++) {
-        waiter *const first = gate.first;
-        gate.first = first->next;
-        if (gate.first == NULL)
-            gate.end = &gate.first;
-        first->called = 1;
-        pthread_cond_signal(&first->cond);
-    }
-    pthread_mutex_unlock(&gate.mutex);
+    const Py_ssize_t size = PyLong_AsSsize_t(number);
+    if (size != -1 || !PyErr_Occurred() || !PyErr_ExceptionMatches(PyExc_OverflowError))
+        return size;
+    PyErr_Clear();
+    return PyNumber_AsSsize_t(number, NULL);
 }
 
-static void renew_gate(void)  /* In the child of a fork: those at it may be threads that are not there. */
-{
-    pthread_mutex_init(&gate.mutex, NULL);
-    gate.passing = gate.called = 0;
-    gate.first = NULL;
-    gate.end = &gate.first;
-}
-#define GATED_RESTORE(save) restore_gated(save)
-#endif
-
-/* RFC 6455 5.3, eight octets at a time. */
+/* RFC 6455 5.3, eight bytes at a time. */
 static void xor_mask(uint8_t *to, const uint8_t *from, Py_ssize_t size, const uint8_t *key)
 {
     uint32_t key4;
@@ -105,10 +49,10 @@ static void xor_mask(uint8_t *to, const uint8_t *from, Py_ssize_t size, const ui
     const uint64_t key8 = (uint64_t)key4 << 32 | key4;
     Py_ssize_t i = 0;
     for (; i + 8 <= size; i += 8) {
-        uint64_t octets;
-        memcpy(&octets, from + i, 8);
-        octets ^= key8;
-        memcpy(to + i, &octets, 8);
+        uint64_t bytes;
+        memcpy(&bytes, from + i, 8);
+        bytes ^= key8;
+        memcpy(to + i, &bytes, 8);
     }
     for (; i < size; i++)
         to[i] = from[i] ^ key[i & 3];
@@ -137,7 +81,7 @@ static PyObject *mask(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 static PyObject *mask_in_place(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 2) {
-        PyErr_SetString(PyExc_TypeError, "mask_in_place(octets, key)");
+        PyErr_SetString(PyExc_TypeError, "mask_in_place(buffer, key)");
         return NULL;
     }
     char *key;
@@ -148,21 +92,21 @@ static PyObject *mask_in_place(PyObject *self, PyObject *const *args, Py_ssize_t
         PyErr_SetString(PyExc_ValueError, "a masking key has 4 bytes");
         return NULL;
     }
-    Py_buffer octets;
-    if (PyObject_GetBuffer(args[0], &octets, PyBUF_WRITABLE) < 0)
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(args[0], &buffer, PyBUF_WRITABLE) < 0)
         return NULL;
-    xor_mask(octets.buf, octets.buf, octets.len, (uint8_t *)key);
-    PyBuffer_Release(&octets);
+    xor_mask(buffer.buf, buffer.buf, buffer.len, (uint8_t *)key);
+    PyBuffer_Release(&buffer);
     Py_RETURN_NONE;
 }
 
 /* A whole, valid, masked, unfragmented and uncompressed TEXT or BINARY frame. */
 typedef struct {
-    const uint8_t *key, *octets;
+    const uint8_t *key, *bytes;
     Py_ssize_t length;
 } whole_frame;
 
-static int find_frame(const uint8_t *at, Py_ssize_t available, uint64_t max_size, whole_frame *found)
+static int find_frame(const uint8_t *at, Py_ssize_t available, Py_ssize_t max_size, whole_frame *found)
 {
     if (available < 6 || (at[0] != 0x81 && at[0] != 0x82) || !(at[1] & 0x80))  /* FIN, nothing reserved; masked. */
         return 0;
@@ -181,7 +125,7 @@ static int find_frame(const uint8_t *at, Py_ssize_t available, uint64_t max_size
             length = length << 8 | at[i];
         header = 14;
     }
-    if (length > max_size || length > (uint64_t)(available - header))
+    if (length > (uint64_t)max_size || length > (uint64_t)(available - header))
         return 0;
     *found = (whole_frame){at + header - 4, at + header, (Py_ssize_t)length};
     return 1;
@@ -190,13 +134,13 @@ static int find_frame(const uint8_t *at, Py_ssize_t available, uint64_t max_size
 /* The payload of a TEXT frame; NULL without an error set when it is not UTF-8: Python tells that better. */
 static PyObject *read_text(const whole_frame *frame)
 {
-    uint8_t small[SMALL], *octets = frame->length <= SMALL ? small : PyMem_Malloc(frame->length);
-    if (octets == NULL)
+    uint8_t small[SMALL], *bytes = frame->length <= SMALL ? small : PyMem_Malloc(frame->length);
+    if (bytes == NULL)
         return PyErr_NoMemory();
-    xor_mask(octets, frame->octets, frame->length, frame->key);
-    PyObject *text = PyUnicode_DecodeUTF8((const char *)octets, frame->length, NULL);
-    if (octets != small)
-        PyMem_Free(octets);
+    xor_mask(bytes, frame->bytes, frame->length, frame->key);
+    PyObject *text = PyUnicode_DecodeUTF8((const char *)bytes, frame->length, NULL);
+    if (bytes != small)
+        PyMem_Free(bytes);
     if (text == NULL && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError))
         PyErr_Clear();
     return text;
@@ -206,7 +150,7 @@ static PyObject *read_binary(const whole_frame *frame)
 {
     PyObject *payload = PyBytes_FromStringAndSize(NULL, frame->length);
     if (payload != NULL)
-        xor_mask((uint8_t *)PyBytes_AS_STRING(payload), frame->octets, frame->length, frame->key);
+        xor_mask((uint8_t *)PyBytes_AS_STRING(payload), frame->bytes, frame->length, frame->key);
     return payload;
 }
 
@@ -223,20 +167,40 @@ static PyObject *new_message(PyTypeObject *type, PyObject *opcode, PyObject *pay
     return message;
 }
 
+/* Whether objects of a type may be made as tuples are, else with an error: time.struct_time may not. */
+static int check_message_type(module_state *state, PyObject *type)
+{
+    if (type == state->message_type)
+        return 1;
+    PyObject *empty = PyObject_CallOneArg(state->make_tuple, type);
+    if (empty == NULL)
+        return 0;
+    Py_DECREF(empty);
+    if (state->message_type == NULL)
+        state->message_type = Py_NewRef(type);
+    return 1;
+}
+
 static PyObject *read_messages(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 6 || !PyType_Check(args[3]) || !PyType_IsSubtype((PyTypeObject *)args[3], &PyTuple_Type)) {
+    if (nargs != 6) {
         PyErr_SetString(PyExc_TypeError, "read_messages(buffer, start, max_size, message_type, text, binary)");
         return NULL;
     }
+    if (!check_message_type(PyModule_GetState(self), args[3]))
+        return NULL;
     char *buffer;
     Py_ssize_t size;
     if (PyBytes_AsStringAndSize(args[0], &buffer, &size) < 0)
         return NULL;
-    Py_ssize_t start = PyLong_AsSsize_t(args[1]);
-    const uint64_t max_size = args[2] == Py_None ? UINT64_MAX : PyLong_AsUnsignedLongLong(args[2]);
+    Py_ssize_t start = read_size(args[1]);
+    const Py_ssize_t max_size = args[2] == Py_None ? PY_SSIZE_T_MAX : read_size(args[2]);
     if (PyErr_Occurred())
         return NULL;
+    if (max_size < 0) {
+        PyErr_SetString(PyExc_ValueError, "max_size is negative");
+        return NULL;
+    }
     if (start < 0 || start > size) {
         PyErr_SetString(PyExc_ValueError, "start is outside of the buffer");
         return NULL;
@@ -259,26 +223,26 @@ static PyObject *read_messages(PyObject *self, PyObject *const *args, Py_ssize_t
             return NULL;
         }
         Py_DECREF(message);
-        start = (char *)frame.octets + frame.length - buffer;
+        start = (char *)frame.bytes + frame.length - buffer;
     }
     return Py_BuildValue("(Nn)", messages, start);
 }
 
-/* The octets of a message; NULL if they are not at hand, or too many. */
-static const void *find_octets(PyObject *payload, Py_ssize_t limit, Py_ssize_t *length)
+/* The bytes of a message; NULL if they are not at hand, or too many. */
+static const void *find_bytes(PyObject *payload, Py_ssize_t limit, Py_ssize_t *length)
 {
-    const void *octets = NULL;
-    if (PyUnicode_Check(payload) && PyUnicode_IS_COMPACT_ASCII(payload)) {  /* Its octets are there, as UTF-8. */
-        octets = PyUnicode_DATA(payload);
+    const void *bytes = NULL;
+    if (PyUnicode_Check(payload) && PyUnicode_IS_COMPACT_ASCII(payload)) {  /* Its bytes are there, as UTF-8. */
+        bytes = PyUnicode_DATA(payload);
         *length = PyUnicode_GET_LENGTH(payload);
     } else if (PyBytes_Check(payload)) {
-        octets = PyBytes_AS_STRING(payload);
+        bytes = PyBytes_AS_STRING(payload);
         *length = PyBytes_GET_SIZE(payload);
     }
-    return octets != NULL && *length <= limit ? octets : NULL;
+    return bytes != NULL && *length <= limit ? bytes : NULL;
 }
 
-/* Before the octets of a message, unmasked as a server sends it; returns its size. */
+/* Before the bytes of a message, unmasked as a server sends it; returns its size. */
 static int write_header(uint8_t *header, PyObject *payload, Py_ssize_t length)
 {
     header[0] = PyUnicode_Check(payload) ? 0x81 : 0x82;
@@ -296,17 +260,45 @@ static int write_header(uint8_t *header, PyObject *payload, Py_ssize_t length)
 static PyObject *encode_message(PyObject *self, PyObject *payload)
 {
     Py_ssize_t length;
-    const void *octets = find_octets(payload, (1 << 16) - 1, &length);
-    if (octets == NULL)
+    const void *bytes = find_bytes(payload, (1 << 16) - 1, &length);
+    if (bytes == NULL)
         Py_RETURN_NONE;
     uint8_t header[4];
     const int header_size = write_header(header, payload, length);
     PyObject *result = PyBytes_FromStringAndSize(NULL, header_size + length);
     if (result != NULL) {
         memcpy(PyBytes_AS_STRING(result), header, header_size);
-        memcpy(PyBytes_AS_STRING(result) + header_size, octets, length);
+        memcpy(PyBytes_AS_STRING(result) + header_size, bytes, length);
     }
     return result;
+}
+
+/* The descriptor that is given as a handle; -1 with a Python error. */
+static int read_fd(PyObject *handle)
+{
+    int overflow;
+    const long fd = PyLong_AsLongAndOverflow(handle, &overflow);
+    if (fd == -1 && !overflow && PyErr_Occurred())
+        return -1;
+    if (overflow || fd < 0 || fd > INT_MAX) {
+        errno = EBADF;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return (int)fd;
+}
+
+/* Whether a handle and a number of bytes to receive make sense, else with a Python error. */
+static int read_request(PyObject *const *args, int *fd, Py_ssize_t *size)
+{
+    *size = read_size(args[1]);
+    if (*size < 1) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "size is less than 1");
+        return 0;
+    }
+    *fd = read_fd(args[0]);
+    return *fd >= 0;
 }
 
 /* recv(), again after signals; -1 with errno, or -2 with a Python error from a signal handler. */
@@ -316,7 +308,7 @@ static Py_ssize_t receive(int fd, char *to, Py_ssize_t size, int flags)
         PyThreadState *save = PyEval_SaveThread();
         const Py_ssize_t got = recv(fd, to, size, flags);
         const int error = errno;
-        GATED_RESTORE(save);
+        restore_gated(save);
         if (got >= 0)
             return got;
         if (error != EINTR) {
@@ -336,7 +328,7 @@ static int wait_readable(int fd)
         PyThreadState *save = PyEval_SaveThread();
         const int ready = poll(&polled, 1, -1);
         const int error = errno;
-        GATED_RESTORE(save);
+        restore_gated(save);
         if (ready > 0)
             return 1;
         if (error != EINTR) {
@@ -352,22 +344,18 @@ static int wait_readable(int fd)
 static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 2) {
-        PyErr_SetString(PyExc_TypeError, "recv(fd, size)");
+        PyErr_SetString(PyExc_TypeError, "recv(handle, size)");
         return NULL;
     }
-    const int fd = (int)PyLong_AsLong(args[0]);
-    const Py_ssize_t size = PyLong_AsSsize_t(args[1]);
-    if (PyErr_Occurred())
+    int fd;
+    Py_ssize_t size;
+    if (!read_request(args, &fd, &size))
         return NULL;
-    if (size < 1) {
-        PyErr_SetString(PyExc_ValueError, "size is less than 1");
-        return NULL;
-    }
     if (size <= SMALL_READ) {
-        char octets[SMALL_READ];
-        const Py_ssize_t got = receive(fd, octets, size, 0);
+        char bytes[SMALL_READ];
+        const Py_ssize_t got = receive(fd, bytes, size, 0);
         if (got >= 0)
-            return PyBytes_FromStringAndSize(octets, got);
+            return PyBytes_FromStringAndSize(bytes, got);
         return got == -1 ? PyErr_SetFromErrno(PyExc_OSError) : NULL;
     }
     for (;;) {  /* Memory is taken when the bytes are there, and for no more than that. */
@@ -398,20 +386,64 @@ static PyObject *recv_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
 static PyObject *recv_into(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 2) {
-        PyErr_SetString(PyExc_TypeError, "recv_into(fd, buffer)");
+        PyErr_SetString(PyExc_TypeError, "recv_into(handle, buffer)");
         return NULL;
     }
-    const int fd = (int)PyLong_AsLong(args[0]);
-    if (fd == -1 && PyErr_Occurred())
-        return NULL;
+    const int fd = read_fd(args[0]);
     Py_buffer buffer;
-    if (PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE) < 0)
+    if (fd < 0 || PyObject_GetBuffer(args[1], &buffer, PyBUF_WRITABLE) < 0)
         return NULL;
+    if (buffer.len == 0) {
+        PyBuffer_Release(&buffer);
+        PyErr_SetString(PyExc_ValueError, "the buffer is empty");
+        return NULL;
+    }
     const Py_ssize_t got = receive(fd, buffer.buf, buffer.len, 0);
     PyBuffer_Release(&buffer);
     if (got < 0)
         return got == -1 ? PyErr_SetFromErrno(PyExc_OSError) : NULL;
     return PyLong_FromSsize_t(got);
+}
+
+/* Without giving up the GIL: the thread that calls it for many connections would have to get it back for each. */
+static PyObject *recv_now(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "recv_now(handle, size)");
+        return NULL;
+    }
+    int fd, there = 0;
+    Py_ssize_t size;
+    if (!read_request(args, &fd, &size))
+        return NULL;
+    char small[SMALL_READ];
+    if (size > SMALL_READ)
+        ioctl(fd, FIONREAD, &there);
+    PyObject *result = NULL;  /* Memory is taken for no more than is there. */
+    Py_ssize_t wanted = size < SMALL_READ ? size : SMALL_READ;
+    if (there > SMALL_READ) {
+        wanted = there < size ? there : size;
+        result = PyBytes_FromStringAndSize(NULL, wanted);
+        if (result == NULL)
+            return NULL;
+    }
+    Py_ssize_t got;
+    do
+        got = recv(fd, result == NULL ? small : PyBytes_AS_STRING(result), wanted, MSG_DONTWAIT);
+    while (got < 0 && errno == EINTR);
+    if (got < 0) {
+        const int error = errno;
+        Py_XDECREF(result);
+        if (error == EAGAIN || error == EWOULDBLOCK)
+            Py_RETURN_NONE;
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    if (result == NULL)
+        return PyBytes_FromStringAndSize(small, got);
+    if (got < wanted)
+        _PyBytes_Resize(&result, got);
+    return result;
 }
 
 /* Sends what the kernel takes now; returns how many bytes that was, or the negative errno. */
@@ -429,14 +461,12 @@ static Py_ssize_t send_now(int fd, const void *from, Py_ssize_t size)
 static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 2) {
-        PyErr_SetString(PyExc_TypeError, "send(fd, data)");
+        PyErr_SetString(PyExc_TypeError, "send(handle, data)");
         return NULL;
     }
-    const int fd = (int)PyLong_AsLong(args[0]);
-    if (fd == -1 && PyErr_Occurred())
-        return NULL;
+    const int fd = read_fd(args[0]);
     Py_buffer data;
-    if (PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)
+    if (fd < 0 || PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) < 0)
         return NULL;
     Py_ssize_t sent;
     if (data.len <= SMALL)  /* It never waits, so giving up the GIL would cost more than it gives. */
@@ -444,7 +474,7 @@ static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     else {
         PyThreadState *save = PyEval_SaveThread();
         sent = send_now(fd, data.buf, data.len);
-        GATED_RESTORE(save);
+        restore_gated(save);
     }
     PyBuffer_Release(&data);
     if (sent < 0) {
@@ -457,11 +487,11 @@ static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
 static PyObject *send_both(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     if (nargs != 3 || !PyBytes_Check(args[1]) || !PyBytes_Check(args[2])) {
-        PyErr_SetString(PyExc_TypeError, "send_both(fd, header, payload)");
+        PyErr_SetString(PyExc_TypeError, "send_both(handle, header, payload)");
         return NULL;
     }
-    const int fd = (int)PyLong_AsLong(args[0]);
-    if (fd == -1 && PyErr_Occurred())
+    const int fd = read_fd(args[0]);
+    if (fd < 0)
         return NULL;
     struct iovec parts[] = {
         {PyBytes_AS_STRING(args[1]), PyBytes_GET_SIZE(args[1])},
@@ -474,7 +504,7 @@ static PyObject *send_both(PyObject *self, PyObject *const *args, Py_ssize_t nar
         sent = sendmsg(fd, &both, DONT_WAIT);
     while (sent < 0 && errno == EINTR);
     const int error = errno;
-    GATED_RESTORE(save);
+    restore_gated(save);
     if (sent < 0 && error != EAGAIN && error != EWOULDBLOCK) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -488,10 +518,18 @@ typedef struct {
     PyObject_HEAD
     PyObject *send_lock;  /* A threading.Lock. */
     Py_ssize_t bytes_sent, messages_sent;
-    Py_ssize_t compressed_from;  /* Octets of the shortest message that is compressed. */
-    int fd;
-    char clear;  /* The connection is OPEN and nothing waits. */
+    Py_ssize_t compressed_from;  /* Bytes of the shortest message that is compressed. */
+    int fd;  /* -1: there is none that frames may be written to as they are. */
+    char clear;  /* Frames may be sent, and nothing waits that they would overtake. */
 } send_state;
+
+static PyObject *send_state_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    send_state *self = (send_state *)type->tp_alloc(type, 0);
+    if (self != NULL)
+        self->fd = -1;
+    return (PyObject *)self;
+}
 
 static void send_state_dealloc(send_state *self)
 {
@@ -501,20 +539,49 @@ static void send_state_dealloc(send_state *self)
     Py_DECREF(type);
 }
 
+static PyObject *get_fd(send_state *self, void *closure)
+{
+    return PyLong_FromLong(self->fd);
+}
+
+/* Unlike that of a member it never takes a number for another one. */
+static int set_fd(send_state *self, PyObject *value, void *closure)
+{
+    if (value == NULL) {
+        PyErr_SetString(PyExc_TypeError, "fd cannot be deleted");
+        return -1;
+    }
+    const long fd = PyLong_AsLong(value);
+    if (fd == -1 && PyErr_Occurred())
+        return -1;
+    if (fd < -1 || fd > INT_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "fd is no descriptor, nor -1");
+        return -1;
+    }
+    self->fd = (int)fd;
+    return 0;
+}
+
 static PyMemberDef send_state_members[] = {
-    {"_send_lock", T_OBJECT_EX, offsetof(send_state, send_lock), 0, NULL},
-    {"_bytes_sent", T_PYSSIZET, offsetof(send_state, bytes_sent), 0, NULL},
-    {"_messages_sent", T_PYSSIZET, offsetof(send_state, messages_sent), 0, NULL},
-    {"_compressed_from", T_PYSSIZET, offsetof(send_state, compressed_from), 0, NULL},
-    {"_fd", T_INT, offsetof(send_state, fd), 0, NULL},
-    {"_clear", T_BOOL, offsetof(send_state, clear), 0, NULL},
+    {"send_lock", T_OBJECT_EX, offsetof(send_state, send_lock), 0, NULL},
+    {"bytes_sent", T_PYSSIZET, offsetof(send_state, bytes_sent), 0, NULL},
+    {"messages_sent", T_PYSSIZET, offsetof(send_state, messages_sent), 0, NULL},
+    {"compressed_from", T_PYSSIZET, offsetof(send_state, compressed_from), 0, NULL},
+    {"clear", T_BOOL, offsetof(send_state, clear), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
+static PyGetSetDef send_state_getset[] = {
+    {"fd", (getter)get_fd, (setter)set_fd, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot send_state_slots[] = {
+    {Py_tp_new, send_state_new},
     {Py_tp_dealloc, send_state_dealloc},
     {Py_tp_members, send_state_members},
-    {Py_tp_doc, "What decides whether a frame may go straight to the socket."},
+    {Py_tp_getset, send_state_getset},
+    {Py_tp_doc, CONTRACT},
     {0, NULL},
 };
 
@@ -522,66 +589,80 @@ static PyType_Spec send_state_spec = {
     "wsthread._speedups.SendState", sizeof(send_state), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, send_state_slots,
 };
 
+/* A state whose send lock was taken, and what became of the frame. */
 typedef struct {
-    PyTypeObject *send_state;
-    PyObject *acquire, *release;  /* Names. */
-} module_state;
+    send_state *conn;  /* Borrowed. */
+    PyObject *lock;  /* The one that was taken, whatever the state says later. */
+    int fd;
+    Py_ssize_t index, sent;
+} entered;
 
 /* Gives the send lock back; an error that is set stays. */
-static void leave(const module_state *state, send_state *conn)
+static void leave(const module_state *state, entered *conn)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *result = PyObject_VectorcallMethod(state->release, &conn->send_lock, 1, NULL);
+    PyObject *result = PyObject_VectorcallMethod(state->release, &conn->lock, 1, NULL);
     if (result == NULL)
-        PyErr_WriteUnraisable(conn->send_lock);
+        PyErr_WriteUnraisable(conn->lock);
     Py_XDECREF(result);
+    Py_CLEAR(conn->lock);
     PyErr_Restore(type, value, traceback);
 }
 
-/* Takes the send lock if nobody has it and a message of so many octets may go straight to the socket. */
-static int enter_clear(const module_state *state, send_state *conn, Py_ssize_t length)
+/* Takes the send lock if nobody has it and a message of so many bytes may go straight to the socket. Returns whether
+   that was so, -1 with a Python error. */
+static int enter_clear(const module_state *state, send_state *conn, Py_ssize_t length, entered *to)
 {
     if (length >= conn->compressed_from)  /* It never changes. */
         return 0;
-    PyObject *args[] = {conn->send_lock, Py_False};
-    PyObject *result = PyObject_VectorcallMethod(state->acquire, args, 2, NULL);
-    if (result == NULL)
-        PyErr_WriteUnraisable(conn->send_lock);
-    const int entered = result == Py_True;
-    Py_XDECREF(result);
-    if (entered && !conn->clear) {
-        leave(state, conn);
-        return 0;
+    if (conn->send_lock == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "send_lock");
+        return -1;
     }
-    return entered;
+    to->conn = conn;
+    to->lock = Py_NewRef(conn->send_lock);
+    PyObject *args[] = {to->lock, Py_False};
+    PyObject *result = PyObject_VectorcallMethod(state->acquire, args, 2, NULL);
+    Py_XDECREF(result);
+    if (result != Py_True) {
+        Py_CLEAR(to->lock);
+        return result == NULL ? -1 : 0;
+    }
+    to->fd = conn->fd;
+    /* Where a counter is full Python counts, and raises OverflowError. */
+    const int countable = conn->bytes_sent < PY_SSIZE_T_MAX - 16 - length && conn->messages_sent < PY_SSIZE_T_MAX;
+    if (conn->clear && to->fd >= 0 && countable)
+        return 1;
+    leave(state, to);
+    return 0;
 }
 
-/* Counts what was sent of a message and gives the send lock back; 0 with a Python error. What is not the usual is
-   for Python: an error, and the rest of a frame of which a part was sent. */
-static int leave_sent(
-    const module_state *state, send_state *conn, Py_ssize_t sent, Py_ssize_t size, const void *frame, PyObject *timeout)
+/* Counts what was sent of a frame and gives the send lock back; 0 with a Python error. What is not the usual is for
+   Python: an error, and the rest of a frame of which a part was sent. */
+static int leave_sent(const module_state *state, entered *to, Py_ssize_t size, PyObject *frame, PyObject *timeout)
 {
-    PyObject *result = NULL;
+    const Py_ssize_t sent = to->sent;
+    PyObject *const conn = (PyObject *)to->conn, *result = NULL;
     if (sent == size) {
-        conn->bytes_sent += sent;
-        conn->messages_sent++;
+        to->conn->bytes_sent += sent;
+        to->conn->messages_sent++;
     } else if (sent < 0) {
         PyObject *error = PyObject_CallFunction(PyExc_OSError, "is", (int)-sent, strerror((int)-sent));
         if (error != NULL)
-            result = PyObject_CallMethod((PyObject *)conn, "_break", "N", error);
-    } else if (sent > 0) {
+            result = PyObject_CallMethod(conn, "broke", "N", error);
+    } else if (sent > 0 && frame != NULL) {
         result = timeout == NULL
-            ? PyObject_CallMethod((PyObject *)conn, "_keep_rest", "y#n", frame, size, sent)
-            : PyObject_CallMethod((PyObject *)conn, "_send_rest", "y#nO", frame, size, sent, timeout);
+            ? PyObject_CallMethod(conn, "keep_rest", "On", frame, sent)
+            : PyObject_CallMethod(conn, "send_rest", "OnO", frame, sent, timeout);
     }
     const int ok = result != NULL || sent == size || sent == 0;
     if (!ok) {  /* The rest is lost, so nothing may follow. */
-        conn->clear = 0;
-        shutdown(conn->fd, SHUT_RDWR);
+        to->conn->clear = 0;
+        shutdown(to->conn->fd, SHUT_RDWR);
     }
     Py_XDECREF(result);
-    leave(state, conn);
+    leave(state, to);
     return ok;
 }
 
@@ -589,133 +670,157 @@ static PyObject *send_small(PyObject *self, PyObject *const *args, Py_ssize_t na
 {
     const module_state *state = PyModule_GetState(self);
     if (nargs != 3 || !PyObject_TypeCheck(args[0], state->send_state)) {
-        PyErr_SetString(PyExc_TypeError, "send_small(conn, payload, timeout)");
+        PyErr_SetString(PyExc_TypeError, "send_small(state, payload, timeout)");
         return NULL;
     }
-    send_state *const conn = (send_state *)args[0];
     Py_ssize_t length;
-    const void *octets = find_octets(args[1], SMALL, &length);
-    if (octets == NULL || !enter_clear(state, conn, length))
+    const void *bytes = find_bytes(args[1], SMALL, &length);
+    if (bytes == NULL)
         Py_RETURN_FALSE;
-    uint8_t frame[4 + SMALL];
-    const Py_ssize_t size = write_header(frame, args[1], length) + length;
-    memcpy(frame + size - length, octets, length);
-    const Py_ssize_t sent = send_now(conn->fd, frame, size);
-    if (!leave_sent(state, conn, sent, size, frame, args[2]))
+    entered conn;
+    const int clear = enter_clear(state, (send_state *)args[0], length, &conn);
+    if (clear < 0)
         return NULL;
-    return PyBool_FromLong(sent > 0);
+    if (!clear)
+        Py_RETURN_FALSE;
+    char frame[4 + SMALL];
+    const Py_ssize_t size = write_header((uint8_t *)frame, args[1], length) + length;
+    memcpy(frame + size - length, bytes, length);
+    conn.sent = send_now(conn.fd, frame, size);
+    PyObject *const copy = conn.sent > 0 && conn.sent < size ? PyBytes_FromStringAndSize(frame, size) : NULL;
+    const int ok = leave_sent(state, &conn, size, copy, args[2]);
+    Py_XDECREF(copy);
+    return ok ? PyBool_FromLong(conn.sent > 0) : NULL;
+}
+
+/* The first Python error of several. */
+typedef struct {
+    PyObject *type, *value, *traceback;
+} failure;
+
+static void note_error(failure *first)
+{
+    if (first->type == NULL)
+        PyErr_Fetch(&first->type, &first->value, &first->traceback);
+    else
+        PyErr_Clear();
+}
+
+static int append_index(PyObject *list, Py_ssize_t index)
+{
+    PyObject *number = PyLong_FromSsize_t(index);
+    const int ok = number != NULL && PyList_Append(list, number) == 0;
+    Py_XDECREF(number);
+    return ok;
 }
 
 static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     const module_state *state = PyModule_GetState(self);
     if (nargs != 2 || !PyTuple_Check(args[0]) || !PyBytes_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "send_each(connections, frame)");
+        PyErr_SetString(PyExc_TypeError, "send_each(states, frame)");
         return NULL;
     }
     PyObject *const *conns = &PyTuple_GET_ITEM(args[0], 0);
     const Py_ssize_t total = PyTuple_GET_SIZE(args[0]);
     for (Py_ssize_t i = 0; i < total; i++)
         if (!PyObject_TypeCheck(conns[i], state->send_state)) {
-            PyErr_SetString(PyExc_TypeError, "a connection is a SendState");
+            PyErr_SetString(PyExc_TypeError, "not a SendState");
             return NULL;
         }
     const char *const frame = PyBytes_AS_STRING(args[1]);
     const Py_ssize_t size = PyBytes_GET_SIZE(args[1]);
+    if (size < 2) {
+        PyErr_SetString(PyExc_ValueError, "a frame has at least 2 bytes");
+        return NULL;
+    }
     const Py_ssize_t length = size - (size < 2 + 126 ? 2 : size < 4 + (1 << 16) ? 4 : 10);
     /* Others may wait for these send locks: not too many at once, and not for too long. */
     const Py_ssize_t limit = size > BATCH_BYTES / BATCH ? 1 + BATCH_BYTES / size : BATCH;
     Py_ssize_t whole = 0;
-    int ok = 1;
-    PyObject *others = PyList_New(0);
-    if (others == NULL)
+    failure first_error = {NULL, NULL, NULL};
+    PyObject *missed = PyList_New(0);
+    if (missed == NULL)
         return NULL;
-    for (Py_ssize_t i = 0; i < total && ok;) {
-        send_state *batch[BATCH];
-        Py_ssize_t sent[BATCH], count = 0;
-        for (; i < total && count < limit && ok; i++) {
-            if (enter_clear(state, (send_state *)conns[i], length))
-                batch[count++] = (send_state *)conns[i];
-            else
-                ok = PyList_Append(others, conns[i]) == 0;
+    for (Py_ssize_t i = 0; i < total;) {
+        entered batch[BATCH];
+        const Py_ssize_t first = i;
+        Py_ssize_t count = 0;
+        for (; i < total && count < limit; i++) {
+            const int clear = enter_clear(state, (send_state *)conns[i], length, &batch[count]);
+            if (clear > 0)
+                batch[count++].index = i;
+            else if (clear < 0)
+                note_error(&first_error);
         }
-        if (count == 0)
-            continue;
-        PyThreadState *save = PyEval_SaveThread();
-        for (Py_ssize_t k = 0; k < count; k++)
-            sent[k] = send_now(batch[k]->fd, frame, size);
-        GATED_RESTORE(save);
+        if (count != 0) {
+            PyThreadState *save = PyEval_SaveThread();
+            for (Py_ssize_t k = 0; k < count; k++)
+                batch[k].sent = send_now(batch[k].fd, frame, size);
+            restore_gated(save);
+        }
         /* What may run Python comes last, when the other send locks are free. */
         for (Py_ssize_t k = 0; k < count; k++)
-            if (sent[k] == size || sent[k] == 0)
-                leave_sent(state, batch[k], sent[k], size, frame, NULL);
-        for (Py_ssize_t k = 0; k < count; k++) {
-            if (sent[k] == size)
-                whole++;
-            else {
-                PyObject *type, *value, *traceback;  /* Of the first error. */
-                PyErr_Fetch(&type, &value, &traceback);
-                if (sent[k] != 0 && !leave_sent(state, batch[k], sent[k], size, frame, NULL))
-                    ok = 0;
-                if (sent[k] <= 0 && ok)
-                    ok = PyList_Append(others, (PyObject *)batch[k]) == 0;
-                if (type != NULL)
-                    PyErr_Restore(type, value, traceback);
+            if (batch[k].sent == size || batch[k].sent == 0)
+                leave_sent(state, &batch[k], size, args[1], NULL);
+        for (Py_ssize_t k = 0, j = first; j < i; j++) {
+            Py_ssize_t sent = 0;
+            if (k < count && batch[k].index == j) {
+                sent = batch[k].sent;
+                if (sent != size && sent != 0 && !leave_sent(state, &batch[k], size, args[1], NULL))
+                    note_error(&first_error);
+                k++;
             }
+            if (sent == size)
+                whole++;
+            else if (sent <= 0 && !append_index(missed, j))
+                note_error(&first_error);
         }
     }
-    if (!ok) {
-        Py_DECREF(others);
+    if (first_error.type != NULL) {
+        Py_DECREF(missed);
+        PyErr_Restore(first_error.type, first_error.value, first_error.traceback);
         return NULL;
     }
-    return Py_BuildValue("(nN)", whole, others);
+    return Py_BuildValue("(nN)", whole, missed);
 }
 
 #define FAST(function) (PyCFunction)(void (*)(void))function, METH_FASTCALL
 
 static PyMethodDef methods[] = {
-    {"mask", FAST(mask), "mask(payload, key): XOR bytes with a 4-byte key."},
-    {"mask_in_place", FAST(mask_in_place), "mask_in_place(octets, key): the same for a writable buffer."},
-    {"read_messages", FAST(read_messages),
-     "read_messages(buffer, start, max_size, message_type, text, binary): the messages that begin there and their end.\n\n"
-     "Those that are whole, valid, masked, unfragmented and uncompressed, some at most; each a message_type of text or\n"
-     "binary and the payload."},
-    {"encode_message", encode_message, METH_O,
-     "encode_message(payload): a frame; None unless it is short, and bytes or an ASCII str."},
-    {"recv", FAST(recv_bytes), "recv(fd, size): wait for bytes; b'' at EOF."},
-    {"recv_into", FAST(recv_into), "recv_into(fd, buffer): wait for bytes, return their number; 0 at EOF."},
-    {"send", FAST(send_bytes),
-     "send(fd, data): write what can be written without waiting; return how many bytes that was."},
-    {"send_both", FAST(send_both), "send_both(fd, header, payload): the same for two pieces of bytes."},
-    {"send_small", FAST(send_small),
-     "send_small(conn, payload, timeout): send a short message if its way is clear; tell whether that was so."},
-    {"send_each", FAST(send_each),
-     "send_each(connections, frame): send it to those whose way is clear and who want it not compressed; return how\n"
-     "many got all of it, and a list of those who got nothing."},
+    {"mask", FAST(mask), CONTRACT},
+    {"mask_in_place", FAST(mask_in_place), CONTRACT},
+    {"read_messages", FAST(read_messages), CONTRACT},
+    {"encode_message", encode_message, METH_O, CONTRACT},
+    {"recv", FAST(recv_bytes), CONTRACT},
+    {"recv_into", FAST(recv_into), CONTRACT},
+    {"recv_now", FAST(recv_now), CONTRACT},
+    {"send", FAST(send_bytes), CONTRACT},
+    {"send_both", FAST(send_both), CONTRACT},
+    {"send_small", FAST(send_small), CONTRACT},
+    {"send_each", FAST(send_each), CONTRACT},
     {NULL, NULL, 0, NULL},
 };
 
 static int initialize(PyObject *module)
 {
-#ifndef Py_GIL_DISABLED
-    static int registered = 0;
-    if (!registered) {
-        registered = 1;
-        pthread_atfork(NULL, NULL, renew_gate);
-    }
-#endif
+    open_gate();
     module_state *state = PyModule_GetState(module);
     state->acquire = PyUnicode_InternFromString("acquire");
     state->release = PyUnicode_InternFromString("release");
     state->send_state = (PyTypeObject *)PyType_FromModuleAndSpec(module, &send_state_spec, NULL);
-    if (state->acquire == NULL || state->release == NULL || state->send_state == NULL)
+    state->make_tuple = PyObject_GetAttrString((PyObject *)&PyTuple_Type, "__new__");
+    if (!state->acquire || !state->release || !state->send_state || !state->make_tuple)
         return -1;
     return PyModule_AddType(module, state->send_state);
 }
 
 static int traverse_module(PyObject *module, visitproc visit, void *arg)
 {
-    Py_VISIT(((module_state *)PyModule_GetState(module))->send_state);
+    const module_state *state = PyModule_GetState(module);
+    Py_VISIT(state->send_state);
+    Py_VISIT(state->message_type);
+    Py_VISIT(state->make_tuple);
     return 0;
 }
 
@@ -723,6 +828,8 @@ static int clear_module(PyObject *module)
 {
     module_state *state = PyModule_GetState(module);
     Py_CLEAR(state->send_state);
+    Py_CLEAR(state->message_type);
+    Py_CLEAR(state->make_tuple);
     Py_CLEAR(state->acquire);
     Py_CLEAR(state->release);
     return 0;

@@ -237,14 +237,14 @@ class Connection(Sender):
 
     def _answer_violation(self, error: ProtocolError) -> None:
         logger.warning("%s: the peer broke the protocol: %s", self, error)
-        with self._send_lock:
+        with self.send_lock:
             self._send_close(Close(error.code, error.reason[:_REASON_LIMIT]))
             self._fail(error.code, error.reason)
 
     def _answer(self, event: Message) -> None:
         """Do what a control frame asks for."""
         assert isinstance(event.payload, bytes)
-        with self._send_lock:
+        with self.send_lock:
             if event.opcode is Opcode.PING:
                 # A peer that takes nothing gets no more answers; RFC 6455 5.5.3 lets us skip pings.
                 if self._state is _OPEN and self._outbox.size < self._options.max_outbox_size:
@@ -310,7 +310,7 @@ class Connection(Sender):
 
     def _lose(self, reason: str) -> None:
         """Note that no more bytes will come."""
-        with self._send_lock:
+        with self.send_lock:
             self._fail(CloseCode.ABNORMAL_CLOSURE, reason)
 
     # For the manager
@@ -326,12 +326,12 @@ class Connection(Sender):
     def totals(self) -> Totals:
         """Return what went in and out so far."""
         return Totals(
-            messages_received=self._messages_received, messages_sent=self._messages_sent,
-            messages_dropped=self._messages_dropped, bytes_received=self._bytes_received, bytes_sent=self._bytes_sent)
+            messages_received=self._messages_received, messages_sent=self.messages_sent,
+            messages_dropped=self._messages_dropped, bytes_received=self._bytes_received, bytes_sent=self.bytes_sent)
 
     def describe(self, now: float) -> str:
         """Return one line for the operator: who it is, and what it does since when."""
-        with self._send_lock:
+        with self.send_lock:
             queued, last_pong = self._outbox.size, self._deadlines.last_pong
         waiting_since, callback = self._waiting_since, self.callback
         doing = f"in {callback[0]} for {now - callback[1]:.1f} s" if callback is not None else "between callbacks"
@@ -346,7 +346,7 @@ class Connection(Sender):
     def close_after_fork(self) -> None:
         """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken."""
         if self._transport is not None:
-            self._clear, self._fd = False, -1
+            self.clear, self.fd = False, -1
             self._transport.close_copy()
 
     @property
@@ -356,10 +356,10 @@ class Connection(Sender):
 
     def open(self, transport: Transport, response: bytes, unread: bytes) -> None:
         """Go from CONNECTING to OPEN: send the 101 and let the connection's thread run."""
-        with self._send_lock:
-            self._transport, self._fd = transport, transport.fileno()
+        with self.send_lock:
+            self._transport, self.fd = transport, transport.fileno()
             self._state = State.OPEN
-            self._clear = self._is_clear()
+            self.clear = self._is_clear()
             self._write_unattended(response)
         if unread:
             self._protocol.receive_data(unread)
@@ -383,17 +383,17 @@ class Connection(Sender):
 
     def advance(self, seconds: float, now: float) -> None:
         """Let the deadlines be nearer, as if time had passed, for :mod:`wsthread.testing`."""
-        with self._send_lock:
+        with self.send_lock:
             self._deadlines.advance(seconds, now)
 
     def check(self, now: float) -> None:
         """Do what is due; the housekeeper calls it, with the monotonic time."""
-        with self._send_lock:
+        with self.send_lock:
             self._takes_more()
             # As long as a callback runs nobody reads, not even Pongs.
             unread = self._transport is not None and self._transport.wait(readable=True, timeout=0.0)
             action, reason = self._deadlines.check(
-                now, received=self._bytes_received, unread=unread, sent=self._bytes_sent,
+                now, received=self._bytes_received, unread=unread, sent=self.bytes_sent,
                 waiting=self._outbox.size > 0, idle_since=self._waiting_since)
             if action is Action.PING and self._state is State.OPEN:
                 self._write_unattended(self._protocol.send_ping(self._deadlines.ping_payload))
@@ -409,7 +409,7 @@ class Connection(Sender):
         try:
             self.close()
             while not self._is_over(transport):
-                with self._send_lock:
+                with self.send_lock:
                     waiting = self._outbox.size > 0
                 # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
                 if not transport.wait(readable=True, writable=waiting, timeout=self._options.close_timeout):
@@ -417,10 +417,10 @@ class Connection(Sender):
                 elif not self._read_now(transport):
                     break
         finally:  # Whatever fails, such as memory: a socket that stays open would be in the way of others.
-            with self._send_lock:
+            with self.send_lock:
                 self._cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
                 transport.close()
-                self._transport, self._fd = None, -1
+                self._transport, self.fd = None, -1
                 ending = self._ending()
                 assert ending is not None
                 self.close_code, self.close_reason = ending
@@ -435,7 +435,7 @@ class Connection(Sender):
             self._room = self._protocol.room()
         except ProtocolError as error:
             self._answer_violation(error)
-        with self._send_lock:
+        with self.send_lock:
             self._flush()
             if self._outbox.size:
                 return False

@@ -27,7 +27,7 @@ from .connection import Connection, Scope
 from .exceptions import ConnectionClosed, HandshakeError
 from .options import Options, argument, takes
 from .registry import Registry
-from .sending import Posted, State, Totals, send_each
+from .sending import Posted, State, Totals
 from .wire.deflate import Agreement
 from .wire.frames import CloseCode
 from .wire.messages import Payload, PreparedMessage
@@ -136,9 +136,9 @@ class Manager:
         connections = self._registry.snapshot(groups)
         if left_out:
             connections = tuple(conn for conn in connections if conn not in left_out)
-        sent, others = send_each(connections, message.encode(None))
-        queued = len(connections) - sent - len(others)
-        outcomes = Counter(self._post(conn, message) for conn in others)
+        sent, missed = speedups.send_each(connections, message.encode(None))
+        queued = len(connections) - sent - len(missed)
+        outcomes = Counter(self._post(connections[index], message) for index in missed)
         return Broadcast(
             sent + outcomes[Posted.SENT], queued + outcomes[Posted.QUEUED], outcomes[Posted.DROPPED], outcomes[None])
 
@@ -199,7 +199,7 @@ class Manager:
             "refused": refused,
             "closed": {str(code): count for code, count in sorted(codes.items())},
             "slow": slow,
-            "speedups": speedups.c is not None,
+            "speedups": speedups.active,
             "queued_bytes": sum(conn.queued_bytes for conn in connections),
             **totals._asdict(),
         }

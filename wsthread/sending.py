@@ -14,14 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum, IntEnum, auto
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from .deadlines import Deadlines
 from .exceptions import ConnectionClosed
 from .housekeeper import Housekeeper
 from .options import Options
 from .outbox import Entry, Outbox
-from .speedups import c
+from .speedups import SendState, send_small
 from .transport import Transport
 from .wire.frames import CloseCode
 from .wire.messages import Payload, PreparedMessage
@@ -56,8 +56,6 @@ class Posted(Enum):
     FULL = auto()  # Nothing yet: with overflow="block", wait and try again.
 
 
-T = TypeVar("T")
-
 # Plain names: looking a member up in its enum or a function up in its module costs as much as a function call.
 _OPEN = State.OPEN
 _get_ident = threading.get_ident
@@ -65,38 +63,6 @@ _get_ident = threading.get_ident
 _HOLD_MESSAGES, _HOLD_LIMIT = 64, 4096
 _LARGE = 1 << 15  # Bytes of a payload that is not copied behind its header.
 _LONGEST_POLL = 1.0  # Seconds. Whoever closes the socket wakes a poll, unless it begins in that moment.
-
-
-class SendState:
-    """What decides whether a frame may go straight to the socket, for the extension, which has this class as well."""
-
-    __slots__ = ("_send_lock", "_clear", "_compressed_from", "_fd", "_bytes_sent", "_messages_sent")
-
-    _send_lock: threading.Lock
-    _clear: bool
-    _compressed_from: int
-    _fd: int
-    _bytes_sent: int
-    _messages_sent: int
-
-
-def send_each(connections: tuple[T, ...], frame: bytes) -> tuple[int, list[T]]:
-    """Send a frame to those connections whose way is clear and that want its message not compressed, in C.
-
-    Returns:
-        How many got all of it, and who got nothing. What is missing of the rest waits.
-    """
-    return 0, list(connections)
-
-
-def send_small(conn: Sender, payload: Payload, timeout: float | None) -> bool:
-    """Do what :meth:`Sender.send` does for a short message if its way is clear, in C; tell whether that was so."""
-    return False
-
-
-if c is not None:
-    send_each, send_small = c.send_each, c.send_small  # noqa: F811
-    SendState = c.SendState  # type: ignore[misc]  # noqa: F811
 
 
 class Sender(SendState):
@@ -114,12 +80,12 @@ class Sender(SendState):
         self._thread_id = 0  # Of the connection's own thread; 0 before it runs.
         self._has_input = False  # Whether the protocol may have more events; the connection's thread owns it.
         # Guarded by the send lock, as are the protocol's send half and each write to the transport.
-        self._send_lock = threading.Lock()
-        self._clear = False  # Whether a frame may go straight to the socket: the state is OPEN and nothing waits.
-        self._compressed_from = protocol.compressed_from
-        self._fd = -1
-        self._bytes_sent = 0
-        self._messages_sent = 0
+        self.send_lock = threading.Lock()
+        self.clear = False  # Whether a frame may go straight to the socket: the state is OPEN and nothing waits.
+        self.compressed_from = protocol.compressed_from
+        self.fd = -1
+        self.bytes_sent = 0
+        self.messages_sent = 0
         self._state = State.CONNECTING
         self._protocol = protocol
         self._outbox = Outbox()
@@ -162,7 +128,7 @@ class Sender(SendState):
         """
         if not self._has_input and send_small(self, payload, timeout):
             return
-        with self._send_lock:
+        with self.send_lock:
             if self._state is not _OPEN:
                 raise self._closed_error()
             if type(payload) is bytes and len(payload) >= _LARGE:
@@ -187,7 +153,7 @@ class Sender(SendState):
             ValueError: the payload is too long.
         """
         data = self._protocol.send_ping(bytes(payload))
-        with self._send_lock:
+        with self.send_lock:
             if self._state is not _OPEN:
                 raise self._closed_error()
             self._write_unattended(data)
@@ -207,7 +173,7 @@ class Sender(SendState):
         """
         close = Close(code, reason)
         encode_close(close)  # A wrong call is wrong in every state.
-        with self._send_lock:
+        with self.send_lock:
             self._send_close(close)
 
     def terminate(self, reason: str = "terminated") -> None:
@@ -218,7 +184,7 @@ class Sender(SendState):
         Args:
             reason: what ``close_reason`` will be.
         """
-        with self._send_lock:
+        with self.send_lock:
             if self._held:
                 self._flush()  # The kernel was to have it when send() returned.
             self._cut(reason)
@@ -234,7 +200,7 @@ class Sender(SendState):
         Raises:
             ConnectionClosed: the connection is closing or closed.
         """
-        with self._send_lock:
+        with self.send_lock:
             if self._state is not _OPEN:
                 raise self._closed_error()
             data = self._protocol.send_prepared(message)
@@ -257,13 +223,13 @@ class Sender(SendState):
             ConnectionClosed: the connection broke meanwhile.
             TimeoutError: it took nothing for ``write_timeout``. The connection is terminated.
         """
-        with self._send_lock:
-            sent = self._bytes_sent
-            self._wait_for(lambda: self._bytes_sent > sent or not self._outbox.size, math.inf)
+        with self.send_lock:
+            sent = self.bytes_sent
+            self._wait_for(lambda: self.bytes_sent > sent or not self._outbox.size, math.inf)
 
     def flush(self) -> None:
         """Send what the kernel takes now. Any thread may call it."""
-        with self._send_lock:
+        with self.send_lock:
             self._flush()
 
     # Everything below: the send lock is held
@@ -302,7 +268,7 @@ class Sender(SendState):
         the housekeeper sends them soon.
         """
         self._held.append(data)
-        self._clear = False
+        self.clear = False
         if len(self._held) >= _HOLD_MESSAGES:
             self._flush()
         elif not self._flushed_soon:
@@ -310,7 +276,7 @@ class Sender(SendState):
             self._housekeeper.flush_soon(self._flush_held)
 
     def _flush_held(self) -> None:  # The housekeeper calls it, without the lock.
-        with self._send_lock:
+        with self.send_lock:
             self._flushed_soon = False
             self._flush()
 
@@ -323,16 +289,16 @@ class Sender(SendState):
         if self._held:
             data, messages, droppable = b"".join([*self._held, data]), messages + len(self._held), False
             self._held.clear()
-            self._clear = self._is_clear()
+            self.clear = self._is_clear()
         sent = 0
         if not self._outbox.size:
             try:
                 sent = self._transport.send(data)
             except OSError as error:
                 return self._break(error)
-            self._bytes_sent += sent
+            self.bytes_sent += sent
             if sent == len(data):
-                self._messages_sent += messages
+                self.messages_sent += messages
                 return None
         return self._keep(memoryview(data)[sent:] if sent else data, messages, droppable and not sent)
 
@@ -355,10 +321,10 @@ class Sender(SendState):
             sent = self._transport.send_both(header, payload)
         except OSError as error:
             return self._break(error)
-        self._bytes_sent += sent
+        self.bytes_sent += sent
         missing = len(header) + len(payload) - sent
         if missing == 0:
-            self._messages_sent += 1
+            self.messages_sent += 1
             return None
         return self._keep(memoryview(payload)[-missing:] if missing < len(payload) else header[sent:] + payload, 1)
 
@@ -366,22 +332,31 @@ class Sender(SendState):
         """Put into the outbox what the kernel does not take now."""
         entry = Entry(data, messages, droppable)
         self._outbox.add(entry)
-        self._clear = False
+        self.clear = False
         return entry
 
-    def _keep_rest(self, frame: bytes, sent: int) -> None:
-        """Keep the rest of a broadcast's frame, of which the extension could send a part."""
-        self._bytes_sent += sent
+    def write_now(self, frame: bytes) -> int:
+        """Write what the kernel takes now of a frame whose way is clear."""
+        assert self._transport is not None
+        return self._transport.send(frame)
+
+    def keep_rest(self, frame: bytes, sent: int) -> None:
+        """Keep the rest of a broadcast's frame, of which a part was sent."""
+        self.bytes_sent += sent
         self._keep(memoryview(frame)[sent:], 1)
         self._watch()
 
-    def _send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
-        """Send the rest of a message, of which the extension could send a part."""
-        self._bytes_sent += sent
+    def send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
+        """Send the rest of a message, of which a part was sent."""
+        self.bytes_sent += sent
         self._wait_done(self._keep(memoryview(frame)[sent:], 1), timeout)
 
-    def _break(self, error: OSError) -> Entry:
+    def broke(self, error: OSError) -> None:
+        """Give up the connection, which broke when something was written."""
         self._cut(str(error))
+
+    def _break(self, error: OSError) -> Entry:
+        self.broke(error)
         return Entry(b"")  # Never done.
 
     def _is_clear(self) -> bool:
@@ -398,8 +373,8 @@ class Sender(SendState):
             while outbox.size:
                 data = outbox.first
                 sent = transport.send(data)
-                self._bytes_sent += sent
-                self._messages_sent += outbox.remove(sent)
+                self.bytes_sent += sent
+                self.messages_sent += outbox.remove(sent)
                 if sent < len(data):
                     break
         except OSError as error:
@@ -408,7 +383,7 @@ class Sender(SendState):
             self._watch()
         else:
             self._slow = False
-            self._clear = self._is_clear()
+            self.clear = self._is_clear()
             self._unwatch()
         self._wake()
 
@@ -420,7 +395,7 @@ class Sender(SendState):
     def _watch(self) -> None:
         """Let the housekeeper send what waits, if nobody else is going to."""
         if not (self._watched or self._polled or self._transport is None):
-            self._deadlines.waiting(time.monotonic(), self._bytes_sent)
+            self._deadlines.waiting(time.monotonic(), self.bytes_sent)
             try:
                 self._housekeeper.watch(self._transport.fileno(), self.flush)
                 self._watched = True
@@ -443,14 +418,14 @@ class Sender(SendState):
                 terminated.
         """
         patience = math.inf if self._options.write_timeout is None else self._options.write_timeout
-        sent, stuck_at = self._bytes_sent, time.monotonic() + patience
+        sent, stuck_at = self.bytes_sent, time.monotonic() + patience
         try:
             while not is_over():
                 if self._failure is not None:
                     raise self._closed_error()
                 now = time.monotonic()
-                if self._bytes_sent > sent:
-                    sent, stuck_at = self._bytes_sent, now + patience
+                if self.bytes_sent > sent:
+                    sent, stuck_at = self.bytes_sent, now + patience
                 left = min(stuck_at, deadline) - now
                 if left > 0:
                     self._wait(min(left, _LONGEST_POLL))
@@ -470,16 +445,16 @@ class Sender(SendState):
         transport = self._transport
         if transport is None or self._polled:
             if self._progress is None:
-                self._progress = threading.Condition(self._send_lock)
+                self._progress = threading.Condition(self.send_lock)
             self._progress.wait(timeout)
             return
         self._polled = True
         self._unwatch()
-        self._send_lock.release()
+        self.send_lock.release()
         try:
             transport.wait(writable=True, timeout=timeout)
         finally:
-            self._send_lock.acquire()
+            self.send_lock.acquire()
             try:
                 self._flush()
             finally:
@@ -490,15 +465,15 @@ class Sender(SendState):
 
         To be asked before a slow peer is given up: a poll for writing answers only when much of the buffer is free.
         """
-        sent = self._bytes_sent
+        sent = self.bytes_sent
         self._flush()
-        return self._bytes_sent > sent
+        return self.bytes_sent > sent
 
     def _send_close(self, close: Close) -> None:
         """Send a Close if the connection is OPEN."""
         if self._state is State.OPEN:
             self._state = State.CLOSING
-            self._clear = False
+            self.clear = False
             self._deadlines.closing(time.monotonic())
             self._write_unattended(self._protocol.send_close(close))
 
@@ -506,7 +481,7 @@ class Sender(SendState):
         """Note why no Close of the peer will come."""
         if self._state is not State.CLOSED:
             self._state = State.CLOSING
-        self._clear = False
+        self.clear = False
         if self._failure is None:
             sent = self._protocol.close_sent
             if sent is not None and code == CloseCode.ABNORMAL_CLOSURE:

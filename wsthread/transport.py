@@ -12,12 +12,12 @@ import socket
 from collections.abc import Callable
 from types import MethodType
 
-from .speedups import c
+from . import speedups
 
 # Bytes to read at once. Wait with a small buffer, for 1 KiB and its header, and after it was filled with a large one
-# until little comes, such as a Pong. In C the large one is made when the bytes are there.
+# until little comes, such as a Pong.
 IDLE_RECV_SIZE = 1088
-RECV_SIZE = 1 << 16 if c is None else 1 << 17
+RECV_SIZE = speedups.LARGE_READ
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LONGEST_WAIT = 2e6  # Seconds, 23 days: poll() takes hardly more than that, and more is no limit.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
@@ -32,7 +32,10 @@ class Transport:
             none. Raises OSError when the connection broke.
     """
 
-    __slots__ = ("_socket", "recv", "send")
+    __slots__ = ("_socket", "_handle", "recv", "send")
+
+    recv: Callable[[int], bytes]
+    send: Callable[[bytes | memoryview], int]
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(True)
@@ -42,33 +45,21 @@ class Transport:
             except OSError:
                 pass  # The peer is gone already; the first read will tell.
         self._socket = sock
-        self.recv: Callable[[int], bytes] = sock.recv
-        self.send: Callable[[bytes | memoryview], int] = self._send
-        if c is not None:
-            # The number stays ours until close(), after which nobody reads or writes.
-            # Methods of a number: they are smaller and faster than partials.
-            self.recv = MethodType(c.recv, sock.fileno())
-            self.send = MethodType(c.send, sock.fileno())
+        self._take_handle()
+
+    def _take_handle(self) -> None:
+        self._handle = speedups.handle(self._socket)
+        # Methods of a handle: they are smaller and faster than partials.
+        self.recv = MethodType(speedups.recv, self._handle)
+        self.send = MethodType(speedups.send, self._handle)
 
     def fileno(self) -> int:
         """Return the file descriptor; -1 when closed."""
         return self._socket.fileno()
 
-    def _send(self, data: bytes | memoryview) -> int:
-        try:
-            return self._socket.send(data, _DONT_WAIT)
-        except BlockingIOError:
-            return 0
-
     def send_both(self, header: bytes, payload: bytes) -> int:
         """The same as send() for two pieces, without a copy that joins them."""
-        if c is not None:
-            sent: int = c.send_both(self._socket.fileno(), header, payload)
-            return sent
-        try:
-            return self._socket.sendmsg((header, payload), (), _DONT_WAIT)
-        except BlockingIOError:
-            return 0
+        return speedups.send_both(self._handle, header, payload)
 
     def recv_into(self, buffer: memoryview) -> int:
         """The same as recv() for a writable buffer; return the number of bytes, 0 at EOF.
@@ -76,10 +67,7 @@ class Transport:
         Raises:
             OSError: the connection broke.
         """
-        if c is None:
-            return self._socket.recv_into(buffer)
-        count: int = c.recv_into(self._socket.fileno(), buffer)
-        return count
+        return speedups.recv_into(self._handle, buffer)
 
     def recv_now(self, size: int) -> bytes | None:
         """Read what is there now, None when that is nothing and ``b""`` at EOF.
@@ -87,10 +75,7 @@ class Transport:
         Raises:
             OSError: the connection broke.
         """
-        try:
-            return self._socket.recv(size, _DONT_WAIT)
-        except BlockingIOError:
-            return None
+        return speedups.recv_now(self._handle, size)
 
     def recv_into_now(self, buffer: memoryview) -> int | None:
         """The same as recv_now() for a writable buffer; return the number of bytes, 0 at EOF.
@@ -139,8 +124,9 @@ class Transport:
         except OSError:
             pass
         self._socket.close()
+        self._take_handle()  # The number may be another file's from now on.
 
     def close_copy(self) -> None:
         """Close a copy that a fork made; the connection itself is not touched."""
         self._socket.close()
-        self.recv, self.send = self._socket.recv, self._send  # The number is going to be another file's.
+        self._take_handle()

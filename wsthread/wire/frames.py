@@ -10,14 +10,12 @@ Pure: bytes in, values out. An object belongs to one thread at a time.
 
 from __future__ import annotations
 
-import functools
 import struct
-from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 from ..exceptions import MessageTooBig, ProtocolError
-from ..speedups import c
+from ..speedups import mask, mask_in_place, read_messages
 
 
 class Opcode(IntEnum):
@@ -65,8 +63,6 @@ _OPCODES = {int(opcode): opcode for opcode in Opcode}
 _CONTROL = 0x08  # The bit that tells control frames from data frames.
 _LENGTH_16 = struct.Struct("!H")
 _LENGTH_64 = struct.Struct("!Q")
-_INT_XOR_LIMIT = 1024
-_MASK_SIZE = 1 << 16  # Of a part that is masked in place at a time: a multiple of 4.
 # The headers of nearly all frames that a server sends, ready.
 _SHORT_HEADERS = {opcode: tuple(bytes((FIN | opcode, length)) for length in range(126)) for opcode in Opcode}
 
@@ -83,36 +79,6 @@ class Frame(NamedTuple):
 def is_valid_close_code(code: int) -> bool:
     """Tell whether a Close frame may carry this code (RFC 6455 7.4)."""
     return code in SENDABLE_CLOSE_CODES or 3000 <= code < 5000
-
-
-def _mask(payload: bytes, key: bytes) -> bytes:
-    size = len(payload)
-    if size < _INT_XOR_LIMIT:
-        pad = (key * (size // 4 + 1))[:size]
-        return (int.from_bytes(payload, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
-    result = bytearray(payload)
-    for i in range(4):
-        if key[i]:
-            result[i::4] = result[i::4].translate(_xor_table(key[i]))
-    return bytes(result)
-
-
-def _mask_in_place(octets: memoryview, key: bytes) -> None:
-    # Strides of a memoryview are slow, and so is memory for large copies.
-    for start in range(0, len(octets), _MASK_SIZE):
-        part = octets[start:start + _MASK_SIZE]
-        part[:] = _mask(bytes(part), key)
-
-
-#: ``mask(payload, key)`` XORs a payload with a 4-byte masking key (RFC 6455 5.3); the same call unmasks.
-mask: Callable[[bytes, bytes], bytes] = _mask if c is None else c.mask
-#: The same for octets in a writable buffer.
-mask_in_place: Callable[[memoryview, bytes], None] = _mask_in_place if c is None else c.mask_in_place
-
-
-@functools.cache
-def _xor_table(byte: int) -> bytes:
-    return bytes(i ^ byte for i in range(256))
 
 
 def encode_header(opcode: Opcode, length: int, *, fin: bool = True, rsv1: bool = False, masked: bool = False) -> bytes:
@@ -214,17 +180,16 @@ class FrameParser:
         return Frame(_OPCODES[first & 0x0F], mask(payload, key) if key else payload, first >= FIN, first & RSV1 != 0)
 
     def next_whole_messages(self, message_type: type[tuple[Opcode, str | bytes]]) -> list[Any]:
-        """Return the next messages as far as they are whole, valid and nothing special, and the C extension is there.
+        """Return the next messages as far as they are whole, valid and nothing special.
 
         Those are some at most. Whatever comes next then is for :meth:`next_frame`. Only between two messages.
         """
-        if c is None or self.missing or not self._masked or not self._buffer:
+        if self.missing or not self._masked or not self._buffer:
             return []
-        messages, end = c.read_messages(self._buffer, self._start, self.max_size, message_type, _TEXT, _BINARY)
+        messages, end = read_messages(self._buffer, self._start, self.max_size, message_type, _TEXT, _BINARY)
         if messages:
             self._consume(end)
-        found: list[Any] = messages
-        return found
+        return messages
 
     def fill(self, octets: memoryview) -> bool:
         """Unmask the next octets of the data frame under way where they are; tell whether they end a message.

@@ -14,7 +14,7 @@ import io
 from typing import NamedTuple, TypeAlias
 
 from ..exceptions import InvalidPayload, MessageTooBig, ProtocolError
-from ..speedups import c
+from ..speedups import encode_message as encode_short_message
 from .deflate import Agreement, Deflater, Inflater
 from .frames import FrameParser, Opcode, encode_header
 
@@ -244,10 +244,9 @@ def to_octets(payload: Payload) -> tuple[Opcode, bytes]:
 
 def encode_message(payload: Payload) -> bytes:
     """Return a message as one unmasked frame, as a server sends it."""
-    if c is not None:
-        frame: bytes | None = c.encode_message(payload)
-        if frame is not None:
-            return frame
+    frame = encode_short_message(payload)
+    if frame is not None:
+        return frame
     opcode, octets = to_octets(payload)
     return encode_header(opcode, len(octets)) + octets
 
