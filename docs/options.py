@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsthread.flask import configuration_key
-from wsthread.listenable import ListenableOptions
+from wsthread.handlers import ListenableOptions
 from wsthread.options import Meaning, Options, UpgraderOptions, default_text
 
 PAGE = Path(__file__).with_suffix(".rst")

@@ -14,7 +14,10 @@ from werkzeug.wrappers import Request
 from wire import client_frame
 
 from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager
-from wsthread.connection import Scope
+from wsthread.connection import link_of
+from wsthread.link import Scope
+from wsthread.manager import hub_of
+from wsthread.sending import Sender
 from wsthread.transport import Transport
 from wsthread.wire.deflate import Agreement
 
@@ -123,13 +126,18 @@ def connect() -> Iterator[Connect]:
             server, _ = listener.accept()
         sockets.append(client)
         environ = EnvironBuilder(path, environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
-        conn = manager.prepare(Request(environ), None, agreement, scope)
-        conn.open(Transport(server), b"", unread)
+        conn = hub_of(manager).prepare(Request(environ), None, agreement, scope)
+        link_of(conn).open(Transport(server), b"", unread)
         return conn, Peer(client)
 
     yield open_connection
     for sock in sockets:
         sock.close()
+
+
+def sender_of(conn: Connection) -> Sender:
+    """Return the sending half of a connection."""
+    return link_of(conn).sender
 
 
 def run_handler(connect: Connect, handler: Callable[[Connection], None], **options: Any) -> tuple[Connection, Peer]:

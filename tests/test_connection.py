@@ -11,7 +11,7 @@ import time
 import tracemalloc
 
 import pytest
-from peer import TIMEOUT, Connect, Peer, Recorder, connect, run_handler
+from peer import TIMEOUT, Connect, Peer, Recorder, connect, run_handler, sender_of
 from servers import wait_until
 from wire import client_frame
 
@@ -194,10 +194,10 @@ def test_replies_leave_together(connect: Connect) -> None:
     recorder = Recorder()
     recorder.manager.on_message = lambda conn, opcode, payload: conn.send(payload)
     conn, peer = connect(recorder.manager)
-    assert conn._transport is not None
+    assert sender_of(conn).transport is not None
     writes: list[int] = []
-    send = conn._transport.send
-    conn._transport.send = lambda data: (  # type: ignore[func-returns-value]
+    send = sender_of(conn).transport.send
+    sender_of(conn).transport.send = lambda data: (  # type: ignore[func-returns-value]
         writes.append(len(data)) or send(data))
     peer.socket.sendall(b"".join(client_frame(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)))
     assert [peer.read() for _ in range(20)] == [(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)]
@@ -313,7 +313,7 @@ def test_close_while_sending(connect: Connect) -> None:
     payload = bytes(20 << 20)
     sender = threading.Thread(target=conn.send, args=(payload,))
     sender.start()
-    wait_until(lambda: conn._outbox.size)
+    wait_until(lambda: sender_of(conn).outbox.size)
     conn.close(1001)
     with pytest.raises(ConnectionClosed):
         conn.send("behind the Close")
@@ -494,7 +494,7 @@ def fill(conn: Connection) -> threading.Thread:
     thread = threading.Thread(
         target=lambda: pytest.raises((ConnectionClosed, TimeoutError), conn.send, bytes(64 << 20)))
     thread.start()
-    wait_until(lambda: conn._outbox.size)
+    wait_until(lambda: sender_of(conn).outbox.size)
     return thread
 
 
@@ -527,8 +527,8 @@ def test_write_timeout(connect: Connect) -> None:
 
 def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
     conn, peer = connect(Recorder().manager)
-    assert conn._transport is not None
-    send = conn._transport.send
+    assert sender_of(conn).transport is not None
+    send = sender_of(conn).transport.send
     sent: list[int] = []
 
     def fail_once(data: bytes | memoryview) -> int:
@@ -538,7 +538,7 @@ def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
         sent.append(send(data))
         return sent[-1]
 
-    conn._transport.send = fail_once
+    sender_of(conn).transport.send = fail_once
     payload = bytes(20 << 20)
     raised: list[BaseException] = []
 
@@ -550,10 +550,10 @@ def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
 
     failing = threading.Thread(target=try_to_send)
     failing.start()
-    wait_until(lambda: conn._polled)
+    wait_until(lambda: sender_of(conn)._is_polled)
     other = threading.Thread(target=conn.send, args=("behind it",))
     other.start()
-    wait_until(lambda: conn._progress is not None)
+    wait_until(lambda: sender_of(conn)._progress is not None)
     assert peer.read() == (Opcode.BINARY, payload)
     assert peer.read() == (Opcode.TEXT, b"behind it")
     for thread in failing, other:
@@ -588,7 +588,7 @@ def test_a_peer_that_pings_and_reads_nothing(connect: Connect) -> None:
     peer.socket.sendall(b"".join([b"\x89\x84\0\0\0\0ping"] * 1000))
     peer.send(Opcode.TEXT, b"done")
     wait_until(lambda: recorder.messages)
-    assert conn._outbox.size <= (64 << 20) + 1000
+    assert sender_of(conn).outbox.size <= (64 << 20) + 1000
     conn.terminate()
     sender.join(TIMEOUT)
 

@@ -12,26 +12,27 @@ import pytest
 import wsthread
 from wsthread import exceptions
 from wsthread.exceptions import (
-    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidPayload, MessageTooBig, ProtocolError,
-    WebSocketError,
+    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload, MessageTooBig,
+    ProtocolError, WebSocketError,
 )
 
 TREE = [
-    (WebSocketError, Exception),
-    (HandshakeError, WebSocketError),
-    (HandshakeRefused, WebSocketError),
-    (DetachError, WebSocketError),
-    (ProtocolError, WebSocketError),
-    (InvalidPayload, ProtocolError),
-    (MessageTooBig, ProtocolError),
-    (ConnectionClosed, WebSocketError),
+    (WebSocketError, (Exception,)),
+    (HandshakeError, (WebSocketError,)),
+    (HandshakeRefused, (WebSocketError,)),
+    (DetachError, (WebSocketError,)),
+    (ProtocolError, (WebSocketError,)),
+    (InvalidPayload, (ProtocolError,)),
+    (MessageTooBig, (ProtocolError,)),
+    (InvalidJSON, (WebSocketError, ValueError)),
+    (ConnectionClosed, (WebSocketError,)),
 ]
 
 
-@pytest.mark.parametrize(("error", "base"), TREE)
-def test_tree(error: type[Exception], base: type[Exception]) -> None:
+@pytest.mark.parametrize(("error", "bases"), TREE)
+def test_tree(error: type[Exception], bases: tuple[type[Exception], ...]) -> None:
     """Each error is what the tree says, is public and is in the drawing."""
-    assert error.__bases__ == (base,)
+    assert error.__bases__ == bases
     assert getattr(wsthread, error.__name__) is error and error.__name__ in wsthread.__all__
     assert error.__name__ in (exceptions.__doc__ or "")
 

@@ -904,6 +904,7 @@ def test_two_applications_in_one_process(websocket: Open) -> None:
 
     @ws.route("/")
     def join(conn: Connection) -> None:
+        conn.join("all")  # It lets the connection in.
         conn.send(f"{current_app.name} {request.root_path} {len(ws.manager.connections)}")
         echo(conn)
 

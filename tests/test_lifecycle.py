@@ -25,6 +25,9 @@ class Inhabitant:
     def __init__(self) -> None:
         self.checked = threading.Event()
 
+    def __str__(self) -> str:
+        return "Inhabitant"
+
     def check(self, now: float) -> None:
         """Note it."""
         self.checked.set()
@@ -33,8 +36,9 @@ class Inhabitant:
         """Begin at the beginning of time."""
         return 0.0
 
-    def finish_shutdown(self, timeout: float) -> None:
+    def finish_shutdown(self, timeout: float) -> bool:
         """Take no time."""
+        return True
 
     def reset_after_fork(self) -> None:
         """Forget nothing."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from peer import TIMEOUT, Connect, Recorder, connect, run_handler
+from peer import TIMEOUT, Connect, Recorder, connect, run_handler, sender_of
 from servers import wait_until
 
 from wsthread import Connection, ConnectionClosed, ListenableManager, Manager, Opcode, SimpleManager, State
@@ -243,7 +243,7 @@ def test_a_broadcast_does_not_wait_for_a_slow_peer(connect: Connect, caplog: pyt
     for i in range(500):
         recorder.manager.broadcast(bytes([i % 256]) * 65536)
         assert fast_peer.read() == (Opcode.BINARY, bytes([i % 256]) * 65536)
-        assert slow._outbox.size <= (1 << 20) + 65536
+        assert sender_of(slow).outbox.size <= (1 << 20) + 65536
     assert recorder.wait_closed()[0] == 1006
     assert slow.close_reason is not None and slow.close_reason.startswith("no answer to Close 1013")
     assert "too slow" in caplog.text
@@ -257,10 +257,10 @@ def test_what_waits_after_a_broadcast_is_sent_when_the_peer_reads(connect: Conne
     payload = bytes(range(256)) * 4096
     for _ in range(16):
         recorder.manager.broadcast(payload)
-    assert conn._outbox.size > 0
+    assert sender_of(conn).outbox.size > 0
     for _ in range(16):
         assert peer.read() == (Opcode.BINARY, payload)
-    wait_until(lambda: conn._outbox.size == 0)
+    wait_until(lambda: sender_of(conn).outbox.size == 0)
     assert conn.state is State.OPEN
 
 

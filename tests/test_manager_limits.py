@@ -28,6 +28,8 @@ from werkzeug.wrappers import Request
 from wsthread import (
     Connection, ConnectionClosed, HandshakeError, ListenableManager, Manager, Opcode, SimpleManager, State, Upgrader,
 )
+from wsthread.connection import link_of
+from wsthread.manager import hub_of
 from wsthread.speedups import active
 
 __all__ = ["connect"]
@@ -44,7 +46,7 @@ def refused(manager: Manager) -> HandshakeError:
     """Return why no more connections are accepted."""
     environ = EnvironBuilder("/ws", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
     with pytest.raises(HandshakeError) as error:
-        manager.prepare(Request(environ), None, None)
+        hub_of(manager).prepare(Request(environ), None, None)
     assert ("Retry-After", "5") in error.value.headers
     return error.value
 
@@ -472,7 +474,7 @@ def test_a_blocked_callback_blocks_nobody_else(connect: Connect) -> None:
     (blocked, blocked_peer), (_, peer) = open_all(recorder.manager, connect, 2)
     blocked_peer.send(Opcode.TEXT, b"block")
     blocked_peer.send(Opcode.TEXT, b"later")
-    wait_until(lambda: blocked.callback is not None)
+    wait_until(lambda: link_of(blocked).callback is not None)
     peer.send(Opcode.TEXT, b"hi")
     assert peer.read() == (Opcode.TEXT, b"hi")
     assert recorder.manager.broadcast("to all").sent == 2
@@ -569,8 +571,8 @@ def test_stats(connect: Connect) -> None:
     assert stats["connections"] == {"open": 1, "closing": 0}
     assert {name: stats[name] for name in numbers} == {**numbers, "bytes_received": 19}
     assert json.loads(json.dumps(stats)) == stats
-    manager.count_refused(HTTPStatus.FORBIDDEN)
-    manager.count_refused(HTTPStatus.FORBIDDEN)
+    for _ in range(2):
+        hub_of(manager).counters.refuse("403 Forbidden")
     assert manager.stats()["refused"] == {"403 Forbidden": 2}
 
 
@@ -619,7 +621,7 @@ def test_dump(connect: Connect) -> None:
     busy.join("blue")
     busy_peer.send(Opcode.TEXT, b"work")
     idle_peer.send(Opcode.PONG, idle_peer.read()[1])
-    wait_until(lambda: busy.callback is not None and idle.latency is not None)
+    wait_until(lambda: link_of(busy).callback is not None and idle.latency is not None)
     title, *lines = recorder.manager.dump().splitlines()
     assert title == "2 connections"
     by_id = {line.split()[0]: line for line in lines}

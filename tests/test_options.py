@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from wsthread import CloseCode, Deflate, ListenableManager, Manager, SimpleManager, Upgrader
-from wsthread.listenable import ListenableOptions
-from wsthread.manager import SimpleOptions
+from wsthread.handlers import ListenableOptions, SimpleOptions
 from wsthread.options import Meaning, Options, UpgraderOptions, default_text, option, takes
 from wsthread.upgrader import UpgraderArguments
 

@@ -8,11 +8,11 @@ import socket
 import threading
 
 import pytest
-from peer import Connect, connect
+from peer import Connect, connect, sender_of
 from servers import wait_until
 from wire import BINARY, client_frame
 
-from wsthread import ConnectionClosed, Deflate, ListenableManager, Opcode, SimpleManager
+from wsthread import Connection, ConnectionClosed, Deflate, ListenableManager, Opcode, SimpleManager
 from wsthread.wire.deflate import Agreement, Inflater
 
 __all__ = ["connect"]
@@ -62,7 +62,7 @@ def test_the_child_of_a_fork_reaches_no_other_file(connect: Connect) -> None:
     child = os.fork()
     if child == 0:
         try:
-            conn.flush()
+            sender_of(conn).flush()
             others = [end for _ in range(10) for end in socket.socketpair()]  # One gets the number of the socket.
             try:
                 conn.send("a")
@@ -77,18 +77,23 @@ def test_the_child_of_a_fork_reaches_no_other_file(connect: Connect) -> None:
 
 def test_a_connection_that_was_reset_says_so(connect: Connect) -> None:
     conns = []
-    manager = SimpleManager(lambda conn: release.wait(10))
     release = threading.Event()
+
+    def join_and_wait(conn: Connection) -> None:
+        conn.join("all")
+        release.wait(10)
+
+    manager = SimpleManager(join_and_wait)
     for _ in range(2):
         conn, peer = connect(manager)
         conns.append(conn)
         wait_until(lambda: len(manager.connections) == len(conns))
         peer.reset()
-        assert conn._transport is not None
-        assert conn._transport.wait(readable=True, timeout=10)
+        assert sender_of(conn).transport is not None
+        assert sender_of(conn).transport.wait(readable=True, timeout=10)
     with pytest.raises(ConnectionClosed, match="Connection reset by peer"):
         conns[0].send("a")
-    assert manager.broadcast("b") == (0, 0, 0, 2)
+    assert manager.broadcast("b") == (0, 0, 0, 1)  # The first has left.
     release.set()
     wait_until(lambda: all(conn.closed for conn in conns))
     assert {conn.close_reason for conn in conns} == {"[Errno 104] Connection reset by peer"}
@@ -98,10 +103,11 @@ def test_the_way_is_not_clear_when_closing(connect: Connect) -> None:
     manager = ListenableManager()
     conn, peer = connect(manager)
     wait_until(lambda: manager.connections)
-    assert conn.clear
+    assert sender_of(conn).clear
     conn.close()
-    assert not conn.clear
-    assert manager.broadcast("a") == (0, 0, 0, 1)
+    assert not sender_of(conn).clear
+    assert manager.broadcast("a") == (0, 0, 0, 0)
+    assert manager.broadcast("a", to=conn) == (0, 0, 0, 1)
     with pytest.raises(ConnectionClosed):
         conn.send("a")
     assert peer.read()[0] == Opcode.CLOSE

@@ -1,14 +1,15 @@
 """WebSockets for the WSGI applications people already run (RFC 6455)."""
 
 from .connection import Connection
+from .ending import State
 from .exceptions import (
-    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidPayload, MessageTooBig, ProtocolError,
-    WebSocketError,
+    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload, MessageTooBig,
+    ProtocolError, WebSocketError,
 )
+from .handlers import ListenableManager, SimpleManager
+from .hub import Broadcast
 from .lifecycle import dump_on_signal
-from .listenable import ListenableManager
-from .manager import Broadcast, Manager, SimpleManager
-from .sending import State
+from .manager import Manager
 from .upgrader import Upgrader
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, Opcode
@@ -24,6 +25,7 @@ __all__ = [
     "DetachError",
     "HandshakeError",
     "HandshakeRefused",
+    "InvalidJSON",
     "InvalidPayload",
     "ListenableManager",
     "Manager",

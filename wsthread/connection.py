@@ -1,120 +1,61 @@
-"""One WebSocket connection: the protocol, its socket, its deadlines, and the calls an application makes.
+"""The public face of a connection: the calls and attributes of an application.
 
-Threads. Every connection has a thread of its own. That thread alone receives and ends the connection; callbacks
-run in it. Everything else (:meth:`Connection.send`, :meth:`Connection.ping`, :meth:`Connection.close`,
-:meth:`Connection.terminate` and the attributes) may be used from any thread. :mod:`wsthread.sending` has the sending
-half and its lock.
-
-Life::
-
-    CONNECTING ──101 is on its way──> OPEN ──Close sent or received──> CLOSING ──socket closed──> CLOSED
-                                        └───────connection lost, terminate()──────────────────────^
-
-A connection ends in one way only: its thread leaves :meth:`Connection.finish`. Whoever else wants it to end asks
-for it (:meth:`Connection.close` sends a Close, :meth:`Connection.terminate` shuts the socket down), and the thread
-wakes up from its read.
+A :class:`Connection` holds session data and hands every call on to its :class:`wsthread.link.Link`. The rest of the
+package gets at the link by :func:`link_of`, so that an application sees nothing of it.
 """
 
 from __future__ import annotations
 
-import logging
-import random
-import secrets
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 from werkzeug.wrappers import Request
 
-from .deadlines import Action, Deadlines
-from .exceptions import ConnectionClosed, ProtocolError
-from .housekeeper import Housekeeper
-from .options import Options
+from .ending import State
+from .exceptions import ConnectionClosed, InvalidJSON
+from .link import Link
 from .registry import Registry
-from .sending import Sender, State, Totals
-from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
-from .wire.deflate import Agreement
-from .wire.frames import CloseCode, Opcode
-from .wire.messages import Message
-from .wire.protocol import Close, Protocol
-
-logger = logging.getLogger("wsthread")
-
-#: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
-Scope: TypeAlias = "Callable[[Connection], AbstractContextManager[Any]]"
-
-# Plain names: looking a member up in its enum or a function up in its module costs as much as a function call.
-_OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
-_get_ident, _monotonic = threading.get_ident, time.monotonic
-_EOF = "the TCP connection was closed without a Close frame"
-_LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
-_REASON_LIMIT = 120  # Our own reasons are ASCII; a Close has room for 123 bytes.
+from .sending import Sender
+from .speedups import send_small
+from .wire.frames import CloseCode
+from .wire.messages import Message, Payload, PreparedMessage
+from .wire.protocol import check_close
 
 
-class Connection(Sender):
+class Home(Protocol):
+    """What a connection needs of its manager."""
+
+    registry: Registry[Connection]
+
+    def post(self, conn: Connection, message: PreparedMessage) -> bool:
+        """Put a message on its way without waiting for the peer; see :meth:`Connection.post`."""
+
+
+class Connection:
     """A WebSocket connection.
 
     Attributes:
-        id: a random name, unique among all connections.
         context: session data of the application; None at first. The library never touches it.
+        id: a random name, unique among all connections.
         request: the opening handshake as a Werkzeug Request (Flask's, when it came through Flask): args, headers,
             cookies, view_args. A snapshot without body and without the server's objects.
         subprotocol: the subprotocol agreed on, or None.
-        scope: within what the application's code runs, each callback anew; None, the default, for nothing. It comes
-            from :meth:`wsthread.Upgrader.upgrade`.
-        close_code: None until the connection is CLOSED; then the code of the peer's Close (1005 when it had none),
-            the code we failed the connection with when the peer broke the protocol, or 1006 when no Close came
-            (RFC 6455 7.1.5).
-        close_reason: None until CLOSED; then the peer's reason, or in our words what went wrong.
     """
 
-    __slots__ = (
-        "id", "context", "request", "subprotocol", "scope", "close_code", "close_reason", "callback", "__weakref__",
-        "_registry", "_opening", "_opened_at", "_messages_received", "_bytes_received", "_recv_size", "_room",
-        "_waiting_since", "_rate_allowance", "_rate_checked",
-    )
+    __slots__ = ("context", "id", "request", "subprotocol", "_link", "_sender", "_home", "__weakref__")
 
-    def __init__(
-        self,
-        request: Request,
-        options: Options,
-        housekeeper: Housekeeper,
-        registry: Registry[Connection],
-        *,
-        subprotocol: str | None = None,
-        agreement: Agreement | None = None,
-        scope: Scope | None = None,
-    ) -> None:
-        now = _monotonic()
-        super().__init__(
-            options, housekeeper, Protocol(max_message_size=options.max_message_size, agreement=agreement),
-            Deadlines(options, now, first_ping=random.uniform(0.5, 1.0)))
-        self.id = secrets.token_hex(8)
+    def __init__(self, link: Link, home: Home, subprotocol: str | None = None) -> None:
         self.context: Any = None
-        self.request = request
+        self.id = link.sender.id
+        self.request: Request = link.request
         self.subprotocol = subprotocol
-        self.scope = scope
-        self.close_code: int | None = None
-        self.close_reason: str | None = None
-        self._registry = registry
-        self._opening = threading.Lock()  # Held until it is OPEN, or abandoned. An Event takes 1 KiB.
-        self._opening.acquire()
-        self._opened_at = now
-        # Owned by the connection's thread, as is the protocol's receive half; others may look.
-        self._messages_received = 0
-        self._bytes_received = 0
-        self._recv_size = IDLE_RECV_SIZE
-        self._room: memoryview | None = None  # Where the protocol wants the next bytes, if that matters.
-        self.callback: tuple[str, float] | None = None  # What the application runs, and since when.
-        self._waiting_since: float | None = None  # Since when receive() waits; None while the application works.
-        self._rate_allowance = max(options.max_message_rate or 1.0, 1.0)  # Messages that it lets through now.
-        self._rate_checked = now
+        self._link = link
+        self._sender = link.sender
+        self._home = home
 
     def __str__(self) -> str:
-        return f"WebSocket {self.remote_address or 'local'} {self.request.path!r}"
+        return str(self._link)
 
     # What it is: any thread
 
@@ -126,37 +67,76 @@ class Connection(Sender):
     @property
     def state(self) -> State:
         """The :class:`State` of this moment."""
-        return self._state
+        return self._link.state
+
+    @property
+    def connected(self) -> bool:
+        """Whether messages can go both ways: false as soon as a Close was sent or came, or the connection broke."""
+        return self._link.state is State.OPEN
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is CLOSED."""
-        return self._state is State.CLOSED
+        """Whether the connection is CLOSED: its socket is gone."""
+        return self._link.state is State.CLOSED
+
+    @property
+    def close_code(self) -> int | None:
+        """Why the connection ended, as soon as that is known; None before (RFC 6455 7.1.5).
+
+        It is the code of the peer's Close, 1005 when that had none; or the code that the connection was failed with
+        when the peer broke the protocol; or 1006 when no Close came.
+        """
+        outcome = self._link.outcome
+        return None if outcome is None else outcome.code
+
+    @property
+    def close_reason(self) -> str | None:
+        """None as long as ``close_code`` is; then the peer's reason, or in our words what went wrong."""
+        outcome = self._link.outcome
+        return None if outcome is None else outcome.reason
 
     @property
     def latency(self) -> float | None:
         """Seconds between the last keepalive Ping and its Pong; None before the first."""
-        return self._deadlines.latency
+        return self._sender.deadlines.latency
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for the peer."""
+        return self._sender.outbox.size
 
     @property
     def groups(self) -> frozenset[str]:
-        """The groups it is in; none when it is closed."""
-        return self._registry.groups(self.id)
+        """The groups it is in; none when it is closing or closed."""
+        return self._home.registry.groups(self.id)
+
+    # Groups
 
     def join(self, group: str) -> None:
         """Put the connection into a group, for ``manager.broadcast(to=group)``. Any thread may call it.
 
-        It leaves its groups when it closes. Joining twice is joining once.
+        It leaves its groups when it begins to close. Joining twice is joining once.
 
         Raises:
-            ConnectionClosed: the connection is closed.
+            ConnectionClosed: the connection is closing or closed.
+            TypeError: the group is no str.
         """
-        if not self._registry.join(self.id, group):
-            raise self._closed_error()
+        if not isinstance(group, str):
+            raise TypeError(f"a group is a str, not {group!r}")
+        self._let_in()
+        if not self._home.registry.join(self.id, group):
+            with self._sender.send_lock:
+                raise self._sender.closed_error()
 
     def leave(self, group: str) -> None:
-        """Take the connection out of a group; nothing happens when it is not in it. Any thread may call it."""
-        self._registry.leave(self.id, group)
+        """Take the connection out of a group; nothing happens when it is not in it. Any thread may call it.
+
+        Raises:
+            TypeError: the group is no str.
+        """
+        if not isinstance(group, str):
+            raise TypeError(f"a group is a str, not {group!r}")
+        self._home.registry.leave(self.id, group)
 
     # Receiving: the connection's thread
 
@@ -178,6 +158,25 @@ class Connection(Sender):
         """
         return self.receive_message(timeout).payload
 
+    def receive_message(self, timeout: float | None = None) -> Message:
+        """Wait for the next message like :meth:`receive`; return it with its opcode, TEXT or BINARY."""
+        if not self._sender.is_let_in:
+            self._let_in()
+        return self._link.receiver.receive_message(timeout)
+
+    def receive_json(self, timeout: float | None = None) -> Any:
+        """Wait for the next message like :meth:`receive`; return the value that its JSON stands for (RFC 8259).
+
+        Raises:
+            InvalidJSON: the message is no JSON. It is a ValueError too; the connection stays open.
+            TimeoutError, ConnectionClosed, RuntimeError: see :meth:`receive`.
+        """
+        message = self.receive(timeout)
+        try:
+            return json.loads(message)
+        except (ValueError, RecursionError) as error:
+            raise InvalidJSON(message, str(error)) from error
+
     def __iter__(self) -> Iterator[str | bytes]:
         """Yield messages until the connection closes. Only the connection's thread may iterate."""
         while True:
@@ -188,261 +187,114 @@ class Connection(Sender):
             yield message
             del message  # The next one may take long to come.
 
-    def receive_message(self, timeout: float | None = None) -> Message:
-        """Wait for the next message like :meth:`receive`; return it with its opcode, TEXT or BINARY."""
-        if _get_ident() != self._thread_id:
-            raise RuntimeError("only the connection's own thread may receive")
-        deadline = None if timeout is None else _monotonic() + timeout
-        protocol = self._protocol
-        try:
-            while self._state is _OPEN:
-                if not self._has_input:
-                    if self._held:
-                        self.flush()
-                    self._read(deadline)
-                    continue
-                try:
-                    event = protocol.next_event()
-                except ProtocolError as error:
-                    self._answer_violation(error)
-                    continue
-                if event is None:
-                    self._has_input = False
-                    self._room = protocol.room()
-                    continue
-                opcode = event[0]
-                if opcode is _TEXT or opcode is _BINARY:
-                    self._messages_received += 1
-                    self._has_input = protocol.has_input
-                    if self._options.max_message_rate is None or self._is_within_rate(self._options.max_message_rate):
-                        return event
-                else:
-                    self._answer(event)
-        finally:
-            self._waiting_since = None
-        raise self._closed_error()
+    # Sending
 
-    def _is_within_rate(self, rate: float) -> bool:
-        """Count a message against ``max_message_rate``; close when it is over it."""
-        now = time.monotonic()
-        # What was not used is saved up, for one second.
-        self._rate_allowance = min(max(rate, 1.0), self._rate_allowance + (now - self._rate_checked) * rate)
-        self._rate_checked = now
-        if self._rate_allowance < 1.0:
-            logger.warning("%s: closed, it sends more than %g messages per second", self, rate)
-            self.close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second")
-            return False
-        self._rate_allowance -= 1.0
-        return True
+    def send(self, payload: Payload, *, timeout: float | None = None) -> None:
+        """Send a message and wait until the kernel has all of it. Any thread may call it.
 
-    def _answer_violation(self, error: ProtocolError) -> None:
-        logger.warning("%s: the peer broke the protocol: %s", self, error)
-        with self.send_lock:
-            self._send_close(Close(error.code, error.reason[:_REASON_LIMIT]))
-            self._fail(error.code, error.reason)
+        Messages of several threads never mix; those of one thread leave in its order.
 
-    def _answer(self, event: Message) -> None:
-        """Do what a control frame asks for."""
-        assert isinstance(event.payload, bytes)
-        with self.send_lock:
-            if event.opcode is Opcode.PING:
-                # A peer that takes nothing gets no more answers; RFC 6455 5.5.3 lets us skip pings.
-                if self._state is _OPEN and self._outbox.size < self._options.max_outbox_size:
-                    self._write_unattended(self._protocol.send_pong(event.payload))
-            elif event.opcode is Opcode.PONG:
-                self._deadlines.pong(time.monotonic(), event.payload)
-            elif event.opcode is Opcode.CLOSE:
-                close = self._protocol.close_received
-                assert close is not None
-                self._send_close(Close(close.code))  # RFC 6455 5.5.1: the same code, typically.
+        Args:
+            payload: a str goes as text; bytes, bytearray or memoryview go as binary.
+            timeout: seconds the whole call may take; None to wait as long as the peer takes something within
+                each ``write_timeout``.
 
-    def _read(self, deadline: float | None) -> None:
-        """Wait for bytes and give them to the protocol."""
-        transport = self._transport
-        assert transport is not None
-        first = self._waiting_since is None
-        if first:
-            self._waiting_since = _monotonic()
-        if deadline is not None:
-            left = deadline - _monotonic()
-            if not (first or left > -_LAST_READS) or not transport.wait(readable=True, timeout=left):
-                raise TimeoutError("no message in time")
-        try:
-            if self._room is None:
-                self._take(transport.recv(self._recv_size))
-            else:
-                self._take_into_room(transport.recv_into(self._room))
-        except OSError as error:
-            self._lose(str(error))
+        Raises:
+            ConnectionClosed: the connection is closing or closed; the peer did not get the message, or not all of it.
+            TimeoutError: the peer was too slow. A part of the message may have left, so the connection is terminated.
+            TypeError: the payload is neither str nor bytes-like.
+        """
+        sender = self._sender
+        if sender.is_corked or not send_small(sender, payload, timeout):
+            if not sender.is_let_in:
+                self._let_in()
+            sender.send(payload, timeout)
 
-    def _read_now(self, transport: Transport) -> bool:
-        """Give the protocol what is there; False when no more will come."""
-        try:
-            if self._room is None:
-                data = transport.recv_now(RECV_SIZE)
-                return data is None or self._take(data)
-            count = transport.recv_into_now(self._room)
-            return count is None or self._take_into_room(count)
-        except OSError as error:
-            self._lose(str(error))
-            return False
+    def send_json(self, value: Any, *, timeout: float | None = None) -> None:
+        """Send a value as JSON in a text message (RFC 8259), like :meth:`send`.
 
-    def _take(self, data: bytes) -> bool:
-        count = len(data)
-        if count:
-            self._bytes_received += count
-            self._recv_size = RECV_SIZE if count >= IDLE_RECV_SIZE else IDLE_RECV_SIZE
-            self._protocol.receive_data(data)
-            self._has_input = True
-            return True
-        self._lose(_EOF)
-        return False
+        Raises:
+            TypeError: the value has no JSON.
+            ValueError: likewise: it holds a NaN, an infinity or itself.
+            ConnectionClosed, TimeoutError: see :meth:`send`.
+        """
+        self.send(json.dumps(value, allow_nan=False, separators=(",", ":")), timeout=timeout)
 
-    def _take_into_room(self, count: int) -> bool:
-        self._room = None
-        if count:
-            self._bytes_received += count
-            self._protocol.filled(count)
-            self._has_input = True
-            return True
-        self._lose(_EOF)
-        return False
+    def post(self, payload: Payload) -> bool:
+        """Send a message without waiting for the peer, as a broadcast to this one does. Any thread may call it.
 
-    def _lose(self, reason: str) -> None:
-        """Note that no more bytes will come."""
-        with self.send_lock:
-            self._fail(CloseCode.ABNORMAL_CLOSURE, reason)
+        What the peer does not take at once waits for it. When more than ``max_outbox_size`` bytes wait, the
+        ``overflow`` policy holds: with ``"block"`` the call does wait.
 
-    # For the manager
+        Args:
+            payload: as for :meth:`send`.
 
-    def call(self, function: Callable[..., Any], *args: Any) -> None:
-        """Call a function of the application within the connection's scope. Any thread may call it."""
-        if self.scope is None:
-            function(*args)
-        else:
-            with self.scope(self):
-                function(*args)
+        Returns:
+            False when the message was dropped because the peer is too slow.
 
-    def totals(self) -> Totals:
-        """Return what went in and out so far."""
-        return Totals(
-            messages_received=self._messages_received, messages_sent=self.messages_sent,
-            messages_dropped=self._messages_dropped, bytes_received=self._bytes_received, bytes_sent=self.bytes_sent)
+        Raises:
+            ConnectionClosed: the connection is closing or closed.
+            TypeError: the payload is neither str nor bytes-like.
+        """
+        self._let_in()
+        return self._home.post(self, PreparedMessage(payload))
 
-    def describe(self, now: float) -> str:
-        """Return one line for the operator: who it is, and what it does since when."""
-        with self.send_lock:
-            queued, last_pong = self._outbox.size, self._deadlines.last_pong
-        waiting_since, callback = self._waiting_since, self.callback
-        doing = f"in {callback[0]} for {now - callback[1]:.1f} s" if callback is not None else "between callbacks"
-        if waiting_since is not None:
-            doing = f"waiting for a message for {now - waiting_since:.1f} s"
-        pong = "no pong yet" if last_pong is None else f"last pong {now - last_pong:.1f} s ago"
-        groups = ", ".join(sorted(self.groups)) or "none"
-        return (
-            f"{self.id} {self} {self._state.name}, open for {now - self._opened_at:.1f} s, {doing}, {queued} bytes "
-            f"queued, {pong}, groups: {groups}")
+    def ping(self, payload: bytes = b"") -> None:
+        """Send a Ping (RFC 6455 5.5.2) without waiting for anything. Any thread may call it.
 
-    def close_after_fork(self) -> None:
-        """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken."""
-        if self._transport is not None:
-            self.clear, self.fd = False, -1
-            self._transport.close_copy()
+        Args:
+            payload: at most 125 bytes, which the Pong will repeat.
 
-    @property
-    def age(self) -> float:
-        """Seconds since the handshake."""
-        return time.monotonic() - self._opened_at
+        Raises:
+            ConnectionClosed: the connection is closing or closed.
+            ValueError: the payload is too long.
+        """
+        self._let_in()
+        self._sender.ping(bytes(payload))
 
-    def open(self, transport: Transport, response: bytes, unread: bytes) -> None:
-        """Go from CONNECTING to OPEN: send the 101 and let the connection's thread run."""
-        with self.send_lock:
-            self._transport, self.fd = transport, transport.fileno()
-            self._state = State.OPEN
-            self.clear = self._is_clear()
-            self._write_unattended(response)
-        if unread:
-            self._protocol.receive_data(unread)
-            self._has_input = True
-        self._opening.release()
+    # Ending
 
-    def abandon(self) -> None:
-        """Let the connection's thread end: there will be no 101."""
-        self._opening.release()
+    def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "") -> None:
+        """Start the closing handshake (RFC 6455 7.1.2) without waiting for its end. Any thread may call it.
 
-    def wait_opened(self) -> bool:
-        """Make the calling thread the connection's own and wait until it is OPEN; False when that will not be."""
-        self._thread_id = threading.get_ident()
-        self._opening.acquire()
-        return self._transport is not None
+        The connection is CLOSED when the peer has answered, or after ``close_timeout``. A connection that is
+        closing already stays as it is.
 
-    @property
-    def due(self) -> float:
-        """When to call :meth:`check` next, in monotonic seconds."""
-        return self._deadlines.due
+        Args:
+            code: 1000 to 1003, 1007 to 1014 or 3000 to 4999.
+            reason: at most 123 bytes of UTF-8.
 
-    def advance(self, seconds: float, now: float) -> None:
-        """Let the deadlines be nearer, as if time had passed, for :mod:`wsthread.testing`."""
-        with self.send_lock:
-            self._deadlines.advance(seconds, now)
+        Raises:
+            TypeError: the code is no int or the reason no str.
+            ValueError: the code may not be sent or the reason is too long.
+        """
+        self._sender.close(check_close(code, reason))  # A wrong call is wrong in every state.
 
-    def check(self, now: float) -> None:
-        """Do what is due; the housekeeper calls it, with the monotonic time."""
-        with self.send_lock:
-            self._takes_more()
-            # As long as a callback runs nobody reads, not even Pongs.
-            unread = self._transport is not None and self._transport.wait(readable=True, timeout=0.0)
-            action, reason = self._deadlines.check(
-                now, received=self._bytes_received, unread=unread, sent=self.bytes_sent,
-                waiting=self._outbox.size > 0, idle_since=self._waiting_since)
-            if action is Action.PING and self._state is State.OPEN:
-                self._write_unattended(self._protocol.send_ping(self._deadlines.ping_payload))
-            elif action is Action.CLOSE:
-                self._send_close(Close(CloseCode.GOING_AWAY, reason))
-            elif action is Action.CUT:
-                self._cut(reason)
+    def terminate(self, reason: str = "terminated") -> None:
+        """Cut the connection without a closing handshake. Any thread may call it; it waits for nothing.
 
-    def finish(self) -> None:
-        """Bring the closing handshake to its end and close the socket. The connection's thread, once."""
-        transport = self._transport
-        assert transport is not None
-        try:
-            self.close()
-            while not self._is_over(transport):
-                with self.send_lock:
-                    waiting = self._outbox.size > 0
-                # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
-                if not transport.wait(readable=True, writable=waiting, timeout=self._options.close_timeout):
-                    self.terminate(f"timeout of {self._options.close_timeout:g} s")
-                elif not self._read_now(transport):
-                    break
-        finally:  # Whatever fails, such as memory: a socket that stays open would be in the way of others.
-            with self.send_lock:
-                self._cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
-                transport.close()
-                self._transport, self.fd = None, -1
-                ending = self._ending()
-                assert ending is not None
-                self.close_code, self.close_reason = ending
-                self._state = State.CLOSED
+        ``close_code`` will be 1006 unless a Close of the peer came before.
 
-    def _is_over(self, transport: Transport) -> bool:
-        """Tell whether nothing is left to send and nothing to wait for."""
-        try:
-            while (event := self._protocol.next_event()) is not None:
-                if event.opcode is Opcode.CLOSE:  # Messages that come after our Close are dropped, as a browser does.
-                    self._answer(event)
-            self._room = self._protocol.room()
-        except ProtocolError as error:
-            self._answer_violation(error)
-        with self.send_lock:
-            self._flush()
-            if self._outbox.size:
-                return False
-            if self._failure is None:
-                return self._protocol.close_received is not None
-            # After a violation the peer still has to read our Close: end our direction and wait for its EOF.
-            if self._failure.code != CloseCode.ABNORMAL_CLOSURE:
-                transport.shutdown(socket.SHUT_WR)
-                return False
-            return True
+        Args:
+            reason: what ``close_reason`` will be.
+        """
+        self._sender.terminate(reason)
+
+    def _let_in(self) -> None:
+        if not self._sender.is_let_in:
+            self._sender.let_in(self)
+
+
+def link_of(conn: Connection) -> Link:
+    """Return the inside of a connection, for the rest of the package."""
+    return conn._link
+
+
+def senders_of(connections: Iterable[Connection]) -> tuple[Sender, ...]:
+    """Return the sending halves of connections."""
+    return tuple([conn._sender for conn in connections])
+
+
+def let_in(conn: Connection) -> None:
+    """Make a connection one of its manager's, as long as it is open."""
+    conn._let_in()

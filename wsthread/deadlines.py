@@ -38,7 +38,7 @@ class Deadlines:
 
     __slots__ = (
         "due", "latency", "last_pong", "_options", "_close_at", "_stuck_at", "_sent", "_idle_at", "_ping_at",
-        "_gone_at", "_seen", "_pinged_at", "_pings", "_answered", "_advances",
+        "_gone_at", "_seen", "_pinged_at", "_pings", "_answered",
     )
 
     def __init__(self, options: Options, now: float, first_ping: float = 1.0) -> None:
@@ -55,7 +55,6 @@ class Deadlines:
         self._pinged_at = now
         self._pings = 0
         self._answered = True  # Whether the last Ping got its Pong.
-        self._advances: tuple[tuple[float, float], ...] = ()  # When somebody called advance(), and by how much.
         self.due = 0.0
         self._update_due()
 
@@ -84,20 +83,6 @@ class Deadlines:
             self.last_pong = now
             self._gone_at = math.inf
             self._update_due()
-
-    def advance(self, seconds: float, now: float) -> None:
-        """Let everything so far be so many seconds longer ago. For tests, which do not want to wait."""
-        self._close_at -= seconds
-        self._stuck_at -= seconds
-        self._idle_at -= seconds
-        self._ping_at -= seconds
-        self._gone_at -= seconds
-        self._pinged_at -= seconds
-        if self._advances and self._advances[-1][0] == now:  # Much time comes in many steps.
-            self._advances = *self._advances[:-1], (now, self._advances[-1][1] + seconds)
-        else:
-            self._advances += (now, seconds),
-        self._update_due()
 
     def check(
         self, now: float, *, received: int, unread: bool, sent: int, waiting: bool, idle_since: float | None,
@@ -139,10 +124,7 @@ class Deadlines:
         if now < self._idle_at:
             return False
         assert self._options.read_timeout is not None
-        since = now if idle_since is None else idle_since
-        for when, seconds in self._advances:
-            since -= seconds * (when >= since)
-        self._idle_at = since + self._options.read_timeout
+        self._idle_at = (now if idle_since is None else idle_since) + self._options.read_timeout
         return now >= self._idle_at
 
     def _note_ping(self, now: float, seen: tuple[int, int], alive: bool) -> None:

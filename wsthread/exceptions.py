@@ -9,6 +9,7 @@
     ├── ProtocolError         the peer broke RFC 6455 (Close 1002)
     │   ├── InvalidPayload    text or a close reason that is not UTF-8 (Close 1007)
     │   └── MessageTooBig     more than the configured limit (Close 1009)
+    ├── InvalidJSON           a message that is no JSON; the connection stays open
     └── ConnectionClosed      the connection is closing or closed
 
 A deadline that passes raises the builtin :exc:`TimeoutError`.
@@ -107,6 +108,23 @@ class MessageTooBig(ProtocolError):
     """A message larger than ``max_message_size``."""
 
     code = 1009
+
+
+class InvalidJSON(WebSocketError, ValueError):
+    """A message that was to be JSON and is not (RFC 8259).
+
+    Attributes:
+        message: what came, as it is.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, message: str | bytes, reason: str) -> None:
+        super().__init__(message, reason)
+        self.message = message
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the message is no JSON: {self.reason}"
 
 
 class ConnectionClosed(WebSocketError):

@@ -23,9 +23,7 @@ have in common is in ``app.extensions["wsthread"]``: a manager for all routes, a
 from __future__ import annotations
 
 import functools
-import inspect
 import re
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -39,9 +37,10 @@ from werkzeug.exceptions import BadRequest
 from werkzeug.routing import WebsocketMismatch
 from werkzeug.wrappers import Response
 
-from . import testing
-from .connection import Connection
+from . import clock, testing
+from .connection import Connection, link_of
 from .flask_contexts import FlaskScope
+from .handlers import check_function
 from .manager import Manager
 from .options import Options, UpgraderOptions
 from .upgrader import Upgrader
@@ -123,12 +122,11 @@ class WebSockets:
             def chat(conn, room): ...
 
         Raises:
-            TypeError: the function is a coroutine function; it needs a thread.
+            TypeError: the function is no function, or ``async def``; it needs a thread.
         """
         if getattr(function, _IS_VIEW, False):
             return function
-        if inspect.iscoroutinefunction(function):
-            raise TypeError("a handler runs in a thread of its own; write def instead of async def")
+        check_function(function, "a handler")
 
         @functools.wraps(function)
         def view(*args: Any, **kwargs: Any) -> ResponseReturnValue:
@@ -165,9 +163,10 @@ class WebSockets:
         Raises:
             RuntimeError: called from elsewhere.
         """
-        if not isinstance(conn.scope, FlaskScope):
+        scope = link_of(conn).scope
+        if not isinstance(scope, FlaskScope):
             raise RuntimeError("the connection is none of a route")
-        return conn.scope.messages(conn)
+        return scope.messages(conn)
 
     # Callback style
 
@@ -224,9 +223,10 @@ class _RouteManager(Manager):
 
     def serve(self, conn: Connection) -> None:
         """Run the handler."""
-        assert isinstance(conn.scope, FlaskScope)
-        conn.callback = "handler", time.monotonic()
-        conn.scope.handle(conn)
+        link = link_of(conn)
+        assert isinstance(link.scope, FlaskScope)
+        link.callback = "handler", clock.now()
+        link.scope.handle(conn)
 
 
 class _State(NamedTuple):

@@ -25,7 +25,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.wrappers import Response
 
-from .connection import Connection
+from .connection import Connection, link_of
 from .exceptions import ConnectionClosed
 
 _REASON_SIZE = 123  # Bytes that a Close has room for.
@@ -96,7 +96,7 @@ class FlaskScope:
         Raises:
             RuntimeError: not called by the handler.
         """
-        if self._contexts is None or not conn.is_own_thread():
+        if self._contexts is None or not link_of(conn).sender.is_own_thread():
             raise RuntimeError("messages() is for the handlers of routes, in their own threads")
         return self._messages(conn, self._contexts)
 

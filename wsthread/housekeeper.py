@@ -7,7 +7,6 @@ code.
 
 from __future__ import annotations
 
-import logging
 import selectors
 import socket
 import threading
@@ -16,7 +15,8 @@ import weakref
 from collections.abc import Callable
 from typing import Protocol
 
-logger = logging.getLogger("wsthread")
+from . import clock
+from .logs import logger
 
 TICK = 0.25  # Seconds between two looks at the deadlines, unless a manager wants it shorter.
 SOON = 0.01  # Seconds until :meth:`Housekeeper.flush_soon` flushes.
@@ -26,7 +26,7 @@ class Checked(Protocol):
     """Something with deadlines."""
 
     def check(self, now: float) -> None:
-        """Do what is due; called about every tick with the monotonic time."""
+        """Do what is due; called about every tick with the time."""
 
 
 class Housekeeper:
@@ -84,11 +84,11 @@ class Housekeeper:
         self._wake_write.close()
 
     def _run(self) -> None:
-        next_check = time.monotonic() + self._tick
+        next_check = clock.now() + self._tick
         while True:
-            for key, _ in self._selector.select(max(0.0, next_check - time.monotonic())):
+            for key, _ in self._selector.select(max(0.0, next_check - clock.now())):
                 _survive(key.data)
-            now = time.monotonic()
+            now = clock.now()
             if now >= next_check:
                 self._check_all(now)
                 next_check = now + self._tick

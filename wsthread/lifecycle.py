@@ -10,18 +10,15 @@ Managers enter with their first connection. All of it is per process: a child of
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
 import threading
-import time
 import weakref
 from typing import Protocol
 
-from . import servers
+from . import clock, servers
 from .housekeeper import Housekeeper
-
-logger = logging.getLogger("wsthread")
+from .logs import logger
 
 
 class Inhabitant(Protocol):
@@ -31,10 +28,10 @@ class Inhabitant(Protocol):
         """Do what is due."""
 
     def begin_shutdown(self) -> float:
-        """Refuse new connections and start to close those there are; return when that began, in monotonic seconds."""
+        """Refuse new connections and start to close those there are; return when that began."""
 
-    def finish_shutdown(self, timeout: float) -> None:
-        """Wait until they are gone, ``timeout`` seconds at most."""
+    def finish_shutdown(self, timeout: float) -> bool:
+        """Wait until they are gone, ``timeout`` seconds at most; tell whether they are."""
 
     def reset_after_fork(self) -> None:
         """Forget what belongs to the parent process; only the forking thread runs."""
@@ -97,7 +94,7 @@ def dump_on_signal(signum: int) -> None:
 
 def _log_dumps() -> None:
     for manager in managers():
-        logger.warning("%s: %s", type(manager).__name__, manager.dump())
+        logger.warning("%s: %s", manager, manager.dump())
 
 
 def managers() -> list[Inhabitant]:
@@ -111,7 +108,7 @@ def _shut_down_all() -> None:
     # It may have begun long ago, while the server waited for a request to end.
     deadlines = [manager.begin_shutdown() + servers.time_to_stop(manager.shutdown_timeout) for manager in stopping]
     for manager in stopping:
-        manager.finish_shutdown(max(0.0, max(deadlines) - time.monotonic()))
+        manager.finish_shutdown(max(0.0, max(deadlines) - clock.now()))
 
 
 def _reset_all() -> None:

@@ -180,7 +180,7 @@ class Options:
         unit="close code", check=_CLOSE_CODE)
     shutdown_timeout: float = option(
         10.0,
-        "How long stopping may take. Under gunicorn it takes less if gunicorn allows less.",
+        "How long stopping may take. It takes less where the WSGI server allows less.",
         unit="seconds", check=_POSITIVE)
     shutdown_spread: float = option(
         0.0,

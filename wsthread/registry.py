@@ -87,10 +87,6 @@ class Registry(Generic[T]):
                 for group in self._joined.pop(member, ()):
                     self._leave(member, group)
 
-    def unlocked_members(self) -> list[T]:
-        """Return the members when another thread may hold the lock for ever: in the child of a fork."""
-        return list(self._members.values())
-
     def get(self, key: str) -> T | None:
         """Return the member with this id, or None."""
         with self._lock:
@@ -133,3 +129,7 @@ class Registry(Generic[T]):
             if chosen is None:
                 return tuple(self._members.values())
             return tuple({member: None for group in chosen for member in self._groups.get(group, ())})
+
+    def __len__(self) -> int:
+        """Return the number of members."""
+        return len(self._members)

@@ -15,7 +15,8 @@ view, the upgrade, the connection with its thread. The other end is a :class:`We
 Everything waits for the other side and nothing waits for ever: each wait has a deadline and raises TimeoutError. Only
 the view takes the time it takes, because it runs in the calling thread. So a test never has to sleep:
 
-- :func:`connect` returns when the connection is among those of its manager, and a broadcast reaches it;
+- :func:`connect` returns when the connection is among those of its manager, and a broadcast reaches it; or when its
+  ``on_connect``, or a handler that does nothing with it yet, has run for a tenth of a second;
 - :meth:`WebSocket.receive` returns what the application sent;
 - :meth:`WebSocket.ping` returns when the application has handled all that was sent before;
 - :meth:`WebSocket.close` returns when ``on_close`` has returned.
@@ -37,17 +38,20 @@ from urllib.parse import urlsplit, urlunsplit
 from werkzeug.datastructures import Headers
 from werkzeug.test import Client, TestResponse
 
-from . import lifecycle
+from . import clock, lifecycle
 from .client import ClientConnection, new_key, receive_answer
-from .connection import Connection
+from .connection import Connection, link_of
+from .ending import State
 from .exceptions import ConnectionClosed, HandshakeRefused, ProtocolError
 from .housekeeper import TICK
-from .manager import Manager
+from .hub import Hub
+from .link import Link
 from .servers.in_process import SOCKET_KEY
 from .wire.client_handshake import request_headers
 from .wire.frames import CloseCode
 
 _THREAD = re.compile(r"wsthread-[0-9a-f]{16}")  # What the threads of connections are called, with their ids.
+_PATIENCE = 0.1  # Seconds that a first callback may take before connect() returns without its end.
 _TOKEN = "wsthread.testing"  # Where a request's environ has what tells it from all others.
 
 
@@ -183,7 +187,7 @@ def _take_head(sock: socket.socket, response: TestResponse, timeout: float) -> b
 
 
 def _find_connection(token: object, before: set[threading.Thread], timeout: float) -> Connection | None:
-    """Wait until a manager has the connection with this token, and return it; None when it has come and gone.
+    """Wait until a manager has let the connection with this token in; return it, None when it has come and gone.
 
     Args:
         token: what the environ of its request has.
@@ -193,16 +197,27 @@ def _find_connection(token: object, before: set[threading.Thread], timeout: floa
     deadline = time.monotonic() + timeout
     while True:
         threads = {one.name for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before}
-        for manager in lifecycle.managers():
-            for conn in manager.connections if isinstance(manager, Manager) else ():
-                if conn.request.environ.get(_TOKEN) is token:
-                    return conn
+        for conn in _alive():
+            if conn.request.environ.get(_TOKEN) is not token:
                 threads.discard(_thread_name(conn))  # Somebody else's, who may stay.
+            elif _is_settled(link_of(conn), min(_PATIENCE, timeout / 2)):
+                return conn
         if not threads:
             return None
         if time.monotonic() > deadline:
             raise TimeoutError("the connection's thread does not run")
         time.sleep(0.001)  # It only has to be scheduled.
+
+
+def _is_settled(link: Link, patience: float) -> bool:
+    """Tell whether a connection was let in, or will not be, or its first callback takes its time."""
+    if link.sender.is_let_in or link.state is not State.OPEN:
+        return True
+    return link.callback is not None and clock.now() - link.callback[1] > patience
+
+
+def _alive() -> list[Connection]:
+    return [conn for hub in lifecycle.managers() if isinstance(hub, Hub) for conn in hub.alive()]
 
 
 def _thread_name(conn: Connection) -> str:
@@ -223,17 +238,15 @@ def advance(seconds: float) -> None:
             ws.receive()
 
     Args:
-        seconds: at least 0. Managers look at their deadlines as often in this time as they would really.
+        seconds: at least 0. Deadlines are looked at as often in this time as they would be really.
 
     Raises:
         ValueError: less than 0.
     """
     if seconds < 0:
         raise ValueError(f"time does not go back by {-seconds:g} s")
-    begun = time.monotonic()
     while seconds > 0:
-        for manager in lifecycle.managers():
-            for conn in manager.connections if isinstance(manager, Manager) else ():
-                conn.advance(min(seconds, TICK), begun)
-            manager.check(time.monotonic())
+        clock.advance(min(seconds, TICK))
+        for hub in lifecycle.managers():
+            hub.check(clock.now())
         seconds -= TICK

@@ -108,8 +108,20 @@ class Transport:
             return bool(poll.poll(None))
         return bool(poll.poll(math.ceil(max(0.0, timeout) * 1000)))
 
-    def shutdown(self, how: int = socket.SHUT_RDWR) -> None:
-        """End one or both directions. Wakes a blocked recv and every wait; any thread may call it."""
+    @property
+    def raw_descriptor(self) -> int:
+        """The descriptor that frames may be written to as they are; -1 for none."""
+        return self._socket.fileno()
+
+    def end_sending(self) -> None:
+        """Tell the peer that nothing more will come; reading goes on. The connection's thread calls it."""
+        self._shutdown(socket.SHUT_WR)
+
+    def shutdown(self) -> None:
+        """End both directions. Wakes a blocked recv and every wait; any thread may call it."""
+        self._shutdown(socket.SHUT_RDWR)
+
+    def _shutdown(self, how: int) -> None:
         try:
             self._socket.shutdown(how)
         except OSError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -20,16 +19,16 @@ from werkzeug.wrappers import Request, Response
 from werkzeug.wsgi import ClosingIterator
 
 from . import servers
-from .connection import Connection, Scope
+from .connection import Connection, link_of
 from .detach import Detached
 from .exceptions import DetachError, HandshakeError
-from .manager import Manager
+from .link import Link, Scope
+from .logs import logger
+from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
 from .transport import Transport
 from .wire.deflate import Agreement, parse_extensions
 from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
-
-logger = logging.getLogger("wsthread")
 
 # What frameworks add to every response and what means nothing on a 101 (RFC 9110 8.6, RFC 9112 6.1).
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
@@ -107,7 +106,7 @@ class Upgrader:
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
         extension = None if agreement is None else agreement.extension
         response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
-        prepare = functools.partial(self._manager.prepare, _snapshot(request), subprotocol, agreement, scope)
+        prepare = functools.partial(hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope)
         setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
@@ -116,7 +115,7 @@ class Upgrader:
         return self.upgrade(environ)(environ, start_response)
 
     def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
-        self._manager.count_refused(error.status)
+        hub_of(self._manager).counters.refuse(f"{error.status.value} {error.status.phrase}")
         logger.warning(
             "refused handshake: %r %r from %r: %s",  # All of it comes from the peer, line breaks and all.
             environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR"), error)
@@ -161,27 +160,27 @@ class _Switch:
         headers = [(name, value) for name, value in self._response.headers if name.lower() not in _NOT_ON_A_101]
         data = encode_response(headers)
         try:
-            conn = self._prepare()
-            detached = self._detach(environ, conn)
+            link = link_of(self._prepare())
+            detached = self._detach(environ, link)
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
-        conn.open(Transport(detached.socket), data, detached.unread)
+        link.open(Transport(detached.socket), data, detached.unread)
         # Nobody reads these headers, and some servers take exception to hop-by-hop ones.
         ignored = list(detached.server.dummy_headers)
         return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", ignored
 
     @staticmethod
-    def _detach(environ: dict[str, Any], conn: Connection) -> Detached:
+    def _detach(environ: dict[str, Any], link: Link) -> Detached:
         try:
             return Detached(environ)
         except OSError as error:
-            conn.abandon()
+            link.abandon()
             raise HandshakeError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
                 [("Retry-After", "5")]) from error
         except BaseException:
-            conn.abandon()
+            link.abandon()
             raise
 
 

@@ -42,7 +42,8 @@ def join(conn: Connection) -> None:
         # Not a 400 before the upgrade, because a page is not told why its handshake failed.
         conn.close(CloseCode.POLICY_VIOLATION, f"A name has 1 to {MAX_NAME} characters.")
         return
-    conn.context = name  # From now on a member.
+    conn.context = name
+    conn.join("chat")
     announce("join", name)
 
 
@@ -66,8 +67,8 @@ def leave(conn: Connection) -> None:
 def announce(event: str, name: str) -> None:
     """Tell everybody who came or went, and who is here now."""
     with announcing:  # A broadcast waits for nobody, so nor does this lock.
-        online = [conn.context for conn in manager.connections if conn.context is not None]
-        manager.broadcast(encode(event, name=name, online=online))
+        online = [conn.context for conn in manager.members("chat")]
+        manager.broadcast(encode(event, name=name, online=online), to="chat")
 
 
 def parse(payload: str | bytes) -> Any:

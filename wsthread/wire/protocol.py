@@ -178,6 +178,24 @@ def parse_close(payload: bytes) -> Close:
         raise InvalidPayload("close reason is not UTF-8") from error
 
 
+def check_close(code: int, reason: str) -> Close:
+    """Return the Close that an application asks for.
+
+    Raises:
+        TypeError: the code is no int or the reason no str.
+        ValueError: a code that may not be sent, or a reason of more than 123 bytes of UTF-8.
+    """
+    if not isinstance(code, int) or isinstance(code, bool):
+        raise TypeError(f"a close code is an int, such as 1000, not {code!r}")
+    if not isinstance(reason, str):
+        raise TypeError(f"a close reason is a str, not {reason!r}")
+    if not is_valid_close_code(code):
+        raise ValueError(f"close code {code} may not be sent (RFC 6455 7.4)")
+    close = Close(code, reason)
+    encode_close(close)
+    return close
+
+
 def encode_close(close: Close) -> bytes:
     """Return the payload of a Close frame.
 

@@ -1,0 +1,187 @@
+"""What is inside a connection: its two halves, from the handshake to the end.
+
+::
+
+    CONNECTING ──101 is on its way──> OPEN ──any event of wsthread.ending──> CLOSING ──socket closed──> CLOSED
+
+A connection has a thread of its own (:mod:`wsthread.thread`). It alone receives, and it alone brings the connection to
+CLOSED: whoever wants the connection to end lets it begin to close, or cuts it, and the thread wakes up from its read.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+from werkzeug.wrappers import Request
+
+from . import clock
+from .deadlines import Deadlines
+from .ending import State
+from .housekeeper import Housekeeper
+from .logs import name_of
+from .options import Options
+from .receiving import Receiver
+from .registry import Registry
+from .sending import Sender
+from .stats import Totals
+from .transport import Transport
+from .wire.deflate import Agreement
+from .wire.frames import CloseCode
+from .wire.protocol import Close, Protocol
+
+#: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
+Scope: TypeAlias = "Callable[[Any], AbstractContextManager[Any]]"
+
+
+class Link:
+    """The inside of one connection.
+
+    Args:
+        request: the opening handshake.
+        options: the manager's.
+        housekeeper: the process'.
+        registry: the manager's members.
+        agreement: what was negotiated about compression, None for nothing.
+        scope: within what the application's code runs, each callback anew; None for nothing.
+
+    Attributes:
+        sender: the sending half, with the state.
+        receiver: the receiving half.
+        callback: what of the application runs, and since when; None between callbacks. The connection's thread owns it.
+    """
+
+    __slots__ = ("request", "scope", "sender", "receiver", "callback", "_opened_at", "_opening")
+
+    def __init__(
+        self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
+        agreement: Agreement | None = None, scope: Scope | None = None,
+    ) -> None:
+        now = clock.now()
+        self.request = request
+        self.scope = scope
+        protocol = Protocol(max_message_size=options.max_message_size, agreement=agreement)
+        deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
+        self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
+        self.receiver = Receiver(request, options, self.sender, now)
+        self.callback: tuple[str, float] | None = None
+        self._opened_at = now
+        self._opening = threading.Lock()  # Held until it is OPEN, or abandoned. An Event takes 1 KiB.
+        self._opening.acquire()
+
+    def __str__(self) -> str:
+        return name_of(self.request)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the handshake."""
+        return clock.now() - self._opened_at
+
+    @property
+    def state(self) -> State:
+        """The connection's :class:`State`."""
+        return self.sender.ending.state
+
+    @property
+    def outcome(self) -> Close | None:
+        """What the connection ended with; None as long as that is not known."""
+        return self.sender.ending.outcome
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection is CLOSED."""
+        return self.state is State.CLOSED
+
+    def call(self, name: str, function: Callable[..., Any], conn: Any, *args: Any) -> None:
+        """Call a function of the application within the connection's scope. The connection's thread calls it.
+
+        Args:
+            name: what the operator calls it, such as ``on_connect``.
+            function: called as ``function(conn, *args)``.
+            conn: the connection.
+            *args: more arguments.
+        """
+        self.callback = name, clock.now()
+        self.call_aside(function, conn, *args)
+        self.callback = None
+
+    def call_aside(self, function: Callable[..., Any], conn: Any, *args: Any) -> None:
+        """The same from any thread, whatever the connection's own thread does."""
+        if self.scope is None:
+            function(conn, *args)
+        else:
+            with self.scope(conn):
+                function(conn, *args)
+
+    # The life
+
+    def open(self, transport: Transport, response: bytes, unread: bytes) -> None:
+        """Go from CONNECTING to OPEN: send the 101 and let the connection's thread run."""
+        self.sender.open(transport, response)
+        self.receiver.open(transport, unread)
+        self._opening.release()
+
+    def abandon(self) -> None:
+        """Let the connection's thread end: there will be no 101."""
+        self._opening.release()
+
+    def wait_opened(self) -> bool:
+        """Make the calling thread the connection's own and wait until it is OPEN; False when that will not be."""
+        self.sender.thread_id = threading.get_ident()
+        self._opening.acquire()
+        return self.sender.transport is not None
+
+    def finish(self) -> None:
+        """Bring the closing handshake to its end and close the socket. The connection's thread, once."""
+        transport = self.sender.transport
+        assert transport is not None
+        try:
+            self.sender.close(Close(CloseCode.NORMAL_CLOSURE))
+            self.receiver.finish()
+        finally:  # Whatever fails, such as memory: a socket that stays open would be in the way of others.
+            self.sender.finish(transport)
+
+    def close_after_fork(self) -> None:
+        """Close the child's copy of the socket."""
+        self.sender.close_after_fork()
+
+    # The housekeeper's thread
+
+    @property
+    def due(self) -> float:
+        """When to call :meth:`check` next, in seconds on the clock."""
+        return self.sender.deadlines.due
+
+    def check(self, now: float) -> None:
+        """Do what is due."""
+        receiver = self.receiver
+        self.sender.check(
+            now, received=receiver.bytes_received, is_unread=receiver.is_unread(), idle_since=receiver.waiting_since)
+
+    # For the operator
+
+    def totals(self) -> Totals:
+        """Return what went in and out so far."""
+        sender, receiver = self.sender, self.receiver
+        return Totals(
+            messages_received=receiver.messages_received, messages_sent=sender.messages_sent,
+            messages_dropped=sender.messages_dropped, bytes_received=receiver.bytes_received,
+            bytes_sent=sender.bytes_sent)
+
+    def describe(self, now: float) -> str:
+        """Return one line: who it is, and what it does since when."""
+        sender = self.sender
+        with sender.send_lock:
+            queued, last_pong = sender.outbox.size, sender.deadlines.last_pong
+        waiting_since, callback = self.receiver.waiting_since, self.callback
+        doing = f"in {callback[0]} for {now - callback[1]:.1f} s" if callback is not None else "between callbacks"
+        if waiting_since is not None:
+            doing = f"waiting for a message for {now - waiting_since:.1f} s"
+        pong = "no pong yet" if last_pong is None else f"last pong {now - last_pong:.1f} s ago"
+        return (
+            f"{sender.id} {self} {self.state.name}, open for {now - self._opened_at:.1f} s, {doing}, {queued} bytes "
+            f"queued, {pong}")

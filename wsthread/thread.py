@@ -1,0 +1,105 @@
+"""The thread of one connection: it waits for the 101, runs the application's code, and ends the connection.
+
+Application code runs *guarded*: what it raises is logged, reported to ``on_error``, and closes the connection with
+1011.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from .connection import Connection, link_of
+from .ending import State
+from .exceptions import ConnectionClosed
+from .logs import logger
+from .wire.frames import CloseCode
+
+
+class Host(Protocol):
+    """What the thread of a connection tells the manager. All of it is called in that thread."""
+
+    def arrive(self, conn: Connection) -> None:
+        """The connection is OPEN."""
+
+    def serve(self, conn: Connection) -> None:
+        """Run the application's code, as long as the connection is open."""
+
+    def report_error(self, conn: Connection, error: Exception) -> None:
+        """The application's code raised an exception."""
+
+    def depart(self, conn: Connection) -> None:
+        """The connection is CLOSED."""
+
+    def report_close(self, conn: Connection) -> None:
+        """The last call for the application."""
+
+    def dismiss(self, conn: Connection) -> None:
+        """The thread ends, whether the connection ever was OPEN or not."""
+
+
+def start(conn: Connection, host: Host) -> None:
+    """Start the thread of a connection.
+
+    Raises:
+        RuntimeError: the system starts no more threads.
+    """
+    threading.Thread(target=_run, args=(conn, host), name=f"wsthread-{conn.id}", daemon=True).start()
+
+
+def guard(conn: Connection, host: Host, work: Callable[[Connection], None]) -> None:
+    """Run application code for a connection."""
+    try:
+        work(conn)
+    except ConnectionClosed as error:
+        if conn.state is State.OPEN:  # It was about another connection.
+            _handle_error(conn, host, error)
+    except Exception as error:
+        _handle_error(conn, host, error)
+
+
+def _handle_error(conn: Connection, host: Host, error: Exception) -> None:
+    logger.error("%s: error in a callback", conn, exc_info=error)
+    conn.close(CloseCode.INTERNAL_ERROR)
+    try:
+        host.report_error(conn, error)
+    except Exception:
+        logger.exception("%s: error in on_error", conn)
+
+
+def _run(conn: Connection, host: Host) -> None:
+    try:
+        _let_others_run_first()
+        if link_of(conn).wait_opened():
+            _live(conn, host)
+    finally:
+        host.dismiss(conn)
+
+
+def _live(conn: Connection, host: Host) -> None:
+    try:
+        host.arrive(conn)
+        guard(conn, host, host.serve)
+    finally:
+        try:
+            link_of(conn).finish()
+        finally:
+            host.depart(conn)
+            guard(conn, host, host.report_close)
+
+
+def _let_others_run_first() -> None:
+    """Let the calling thread not interrupt others when something comes for it.
+
+    Without this, Linux lets a thread that wakes up run in place of the one that holds the GIL, only to find that it has
+    to wait for it: two switches for nothing, with hundreds of busy connections most of the time. It also keeps the HTTP
+    server's threads ahead of those of the connections.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        try:
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:  # Else somebody has other plans.
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError:
+            pass  # A sandbox may forbid it.
