@@ -10,6 +10,7 @@ of a process, so a manager may be made before the server forks its workers.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from http import HTTPStatus
@@ -32,6 +33,8 @@ from .stats import Counters, Totals
 from .wire.deflate import Agreement
 from .wire.messages import PreparedMessage
 from .wire.protocol import Close
+
+_LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
 
 
 class Broadcast(NamedTuple):
@@ -94,9 +97,11 @@ class Hub:
         self.registry: Registry[Connection] = Registry()
         self.counters = Counters()
         self._shutdown = Shutdown()
-        self._lock = threading.Lock()  # Guards changes of the next two, by the ids of their threads.
-        self._alive: dict[int, Connection] = {}
+        self._lock = threading.Lock()  # Guards changes of the next three.
+        self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
+        # Those whose handlers go on, with the time from which on that deserves a line in the log.
+        self._lingering: dict[Connection, float] = {}
 
     # One connection
 
@@ -148,6 +153,7 @@ class Hub:
         with self._lock:  # So that stats() counts it once.
             own = threading.get_ident()
             self._alive.pop(own, None)
+            self._lingering.pop(conn, None)
             self._departed[own] = conn
             self.counters.finish(conn.close_code or 0, totals)
         logger.info(
@@ -232,11 +238,10 @@ class Hub:
         with self._lock:
             alive, counts = list(self._alive.values()), self.counters.snapshot()
         totals = Totals.sum((counts.finished, *(link_of(conn).totals() for conn in alive)))
+        states = Counter(link_of(conn).stage for conn in alive)
         return {
-            "connections": {
-                "open": sum(conn.connected and link_of(conn).sender.is_let_in for conn in alive),
-                "closing": sum(not conn.connected for conn in alive),
-            },
+            "connections": {stage: states[stage] for stage in ("open", "closing")},
+            "lingering": states["lingering"],
             "threads": self.registry.admitted,
             "accepted": counts.accepted,
             "refused": counts.refused,
@@ -244,6 +249,7 @@ class Hub:
             "slow": counts.slow,
             "speedups": speedups.active,
             "queued_bytes": sum(conn.queued_bytes for conn in alive),
+            "inbox_bytes": sum(link_of(conn).receiver.inbox_size for conn in alive),
             **totals._asdict(),
         }
 
@@ -264,8 +270,22 @@ class Hub:
         self._shutdown.go_on(now)
         for conn in self.alive():
             link = link_of(conn)
-            if link.due <= now and not link.is_over:
-                link.check(now)
+            link.check(now)
+            if link.is_over:
+                self._note_lingering(conn, now)
+
+    def _note_lingering(self, conn: Connection, now: float) -> None:
+        """Tell the operator once of a handler that goes on long after its connection has ended."""
+        with self._lock:
+            if conn not in self._alive.values():
+                return  # It has just departed.
+            told_at = self._lingering.setdefault(conn, now + _LINGERING)
+            if now < told_at:
+                return
+            self._lingering[conn] = math.inf
+        logger.warning(
+            "%s: its handler goes on, %g s after the connection has ended; it holds a thread, and counts in "
+            "max_connections:\n%s", conn, _LINGERING, link_of(conn).stack())
 
     @property
     def shutdown_timeout(self) -> float:

@@ -160,12 +160,13 @@ class Sender(Writer):
         """Answer the peer's Close, with the same code (RFC 6455 5.5.1)."""
         received = self.protocol.close_received
         assert received is not None
-        self.close(Close(received.code))
+        with self.send_lock:
+            self._close(Close(received.code), is_ours=False)
 
     def answer_violation(self, error: ProtocolError) -> None:
         """Close with what the peer did wrong (RFC 6455 7.1.7)."""
         with self.send_lock:
-            self._close(Close(error.code, error.reason[:_REASON_LIMIT]))
+            self._close(Close(error.code, error.reason[:_REASON_LIMIT]), is_ours=False)
             self.fail(error.code, error.reason)
 
     def lose(self, reason: str) -> None:
@@ -178,6 +179,7 @@ class Sender(Writer):
         with self.send_lock:
             if self.holds:
                 self.flush_now()  # The kernel was to have it when send() returned.
+            self.ending.is_ours = self.ending.is_ours or self.ending.state is _OPEN
             self.cut(reason)
 
     def finish(self, transport: Transport) -> None:
@@ -188,12 +190,12 @@ class Sender(Writer):
             self.set_transport(None)
             self.ending.finish()
 
-    def check(self, now: float, *, received: int, is_unread: bool, idle_since: float | None) -> None:
+    def check(self, now: float, *, received: int, is_deaf: bool, idle_since: float | None) -> None:
         """Do what is due; for the arguments see :meth:`wsthread.deadlines.Deadlines.check`."""
         with self.send_lock:
             self.takes_more()
             action, reason = self.deadlines.check(
-                now, received=received, unread=is_unread, sent=self.bytes_sent, waiting=self.outbox.size > 0,
+                now, received=received, unread=is_deaf, sent=self.bytes_sent, waiting=self.outbox.size > 0,
                 idle_since=idle_since)
             if action is Action.PING and self.ending.state is _OPEN:
                 self.write_unattended(self.protocol.send_ping(self.deadlines.ping_payload))
@@ -214,8 +216,8 @@ class Sender(Writer):
         if self.ending.state is not _OPEN:
             raise self.closed_error()
 
-    def _close(self, close: Close) -> None:
-        if self.ending.close():
+    def _close(self, close: Close, *, is_ours: bool = True) -> None:
+        if self.ending.close(is_ours=is_ours):
             self.leave()
             self.deadlines.closing(clock.now())
             self.write_unattended(self.protocol.send_close(close))

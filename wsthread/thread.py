@@ -17,6 +17,9 @@ from .exceptions import ConnectionClosed
 from .logs import logger
 from .wire.frames import CloseCode
 
+#: Told of each exception of application code, as ``observer(conn, error)`` in its thread, before the connection closes.
+observers: list[Callable[[Connection, Exception], None]] = []
+
 
 class Host(Protocol):
     """What the thread of a connection tells the manager. All of it is called in that thread."""
@@ -62,6 +65,8 @@ def guard(conn: Connection, host: Host, work: Callable[[Connection], None]) -> N
 
 def _handle_error(conn: Connection, host: Host, error: Exception) -> None:
     logger.error("%s: error in a callback", conn, exc_info=error)
+    for observer in observers:
+        observer(conn, error)
     conn.close(CloseCode.INTERNAL_ERROR)
     try:
         host.report_error(conn, error)
