@@ -121,13 +121,13 @@ class Sender(Writer):
         data = self.protocol.send_ping(payload)
         with self.send_lock:
             self._check_open()
-            self.write_unattended(data)
+            self.write_control(data)
 
     def pong(self, payload: bytes) -> None:
         """Answer a Ping. A peer that takes nothing gets no more answers: RFC 6455 5.5.3 lets us skip Pings."""
         with self.send_lock:
-            if self.ending.state is _OPEN and self.outbox.size < self._options.max_outbox_size:
-                self.write_unattended(self.protocol.send_pong(payload))
+            if self.ending.state is _OPEN and self.outbox.cost < self._options.max_outbox_size:
+                self.write_control(self.protocol.send_pong(payload))
 
     def note_pong(self, payload: bytes) -> None:
         """Note a Pong of the peer."""
@@ -149,7 +149,7 @@ class Sender(Writer):
         with self.send_lock:
             self.ending.state = _OPEN
             self.set_transport(transport)
-            self.write_unattended(response)
+            self.write_control(response)
 
     def close(self, close: Close) -> None:
         """Begin the closing handshake, unless the connection is closing already."""
@@ -198,7 +198,7 @@ class Sender(Writer):
                 now, received=received, unread=is_deaf, sent=self.bytes_sent, waiting=self.outbox.size > 0,
                 idle_since=idle_since)
             if action is Action.PING and self.ending.state is _OPEN:
-                self.write_unattended(self.protocol.send_ping(self.deadlines.ping_payload))
+                self.write_control(self.protocol.send_ping(self.deadlines.ping_payload))
             elif action is Action.CLOSE:
                 self._close(Close(CloseCode.GOING_AWAY, reason))
             elif action is Action.CUT:
@@ -220,4 +220,4 @@ class Sender(Writer):
         if self.ending.close(is_ours=is_ours):
             self.leave()
             self.deadlines.closing(clock.now())
-            self.write_unattended(self.protocol.send_close(close))
+            self.write_control(self.protocol.send_close(close))

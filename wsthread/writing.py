@@ -32,6 +32,7 @@ from .wire.frames import CloseCode
 _OPEN = State.OPEN  # Looking a member up in its enum costs as much as a function call.
 # Replies that leave together are at most so many, and each smaller than so many bytes.
 _HELD_MESSAGES, HELD_SIZE = 64, 4096
+_FLUSHES = 16  # Writes without a pause.
 _LONGEST_POLL = 1.0  # Seconds. Whoever closes the socket wakes a poll, unless it begins in that moment.
 
 
@@ -130,10 +131,14 @@ class Writer(SendState):
             return None
         return self._keep(memoryview(payload)[-missing:] if missing < len(payload) else header[sent:] + payload, 1)
 
-    def write_unattended(self, data: bytes) -> None:
-        """Send bytes of ours, such as a Pong, that no caller waits for or asks after."""
+    def write_control(self, data: bytes) -> None:
+        """Send a control frame, which no caller waits for."""
         try:
-            if self.write(data) is not None:
+            if self.outbox.size and not self._held:
+                self.outbox.add_control(data)
+                self.clear = False
+                self.watch()
+            elif self.write(data) is not None:
                 self.watch()
         except ConnectionClosed:
             pass
@@ -212,14 +217,16 @@ class Writer(SendState):
     # Draining
 
     def flush_now(self) -> None:
-        """Send what the kernel takes now."""
+        """Send what the kernel takes now, or a good part of it: others wait for the lock, and for the housekeeper."""
         outbox = self.outbox
         if self.transport is None:
             return
         try:
             if self._held:
                 self.write(b"")
-            while outbox.size:
+            for _ in range(_FLUSHES):
+                if not outbox.size:
+                    break
                 data = outbox.first
                 sent = self._try(data)
                 self.messages_sent += outbox.remove(sent)
