@@ -10,6 +10,7 @@ of a process, so a manager may be made before the server forks its workers.
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ from .addressing import Addressees, choose
 from .connection import Connection, let_in, link_of, senders_of
 from .exceptions import ConnectionClosed, HandshakeError
 from .link import Link, Scope
-from .logs import logger
+from .logs import tell, tell_aside
 from .options import Options
 from .overflow import Posted
 from .registry import Registry
@@ -34,6 +35,7 @@ from .wire.deflate import Agreement
 from .wire.messages import PreparedMessage
 from .wire.protocol import Close
 
+_PATIENCE = 1.0  # Seconds to wait for a line of the log.
 _LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
 
 
@@ -62,7 +64,7 @@ class Reports(Protocol):
     def serve(self, conn: Connection) -> None:
         """Do the work of one connection, in its thread."""
 
-    def report_error(self, conn: Connection, error: Exception) -> None:
+    def report_error(self, conn: Connection, error: BaseException) -> None:
         """The application's code raised an exception."""
 
     def report_slow(self, conn: Connection) -> None:
@@ -126,9 +128,11 @@ class Hub:
             link = Link(request, options, housekeeper, self.registry, agreement=agreement, scope=scope)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
-        except (RuntimeError, OSError) as error:
+        except BaseException as error:
             self.registry.dismiss(address)
-            raise _overload(f"no thread can be started ({error})") from error
+            if isinstance(error, (RuntimeError, OSError, MemoryError)):
+                raise _overload(f"no thread can be started ({error or type(error).__name__})") from error
+            raise
         return conn
 
     def arrive(self, conn: Connection) -> None:
@@ -142,28 +146,34 @@ class Hub:
         """Do the work of one connection, in its thread."""
         self._reports.serve(conn)
 
-    def report_error(self, conn: Connection, error: Exception) -> None:
+    def report_error(self, conn: Connection, error: BaseException) -> None:
         """Tell of an exception of the application's code."""
         self._reports.report_error(conn, error)
 
     def depart(self, conn: Connection) -> None:
         """Note that a connection is CLOSED; its thread calls it."""
         link = link_of(conn)
-        totals = link.totals()
         with self._lock:  # So that stats() counts it once.
             own = threading.get_ident()
             self._alive.pop(own, None)
             self._lingering.pop(conn, None)
             self._departed[own] = conn
-            self.counters.finish(conn.close_code or 0, totals)
-        logger.info(
-            "%s: closed with %s %r after %.1f s; %d messages of %d bytes in, %d of %d out, %d dropped",
-            conn, conn.close_code, conn.close_reason, link.age, totals.messages_received, totals.bytes_received,
-            totals.messages_sent, totals.bytes_sent, totals.messages_dropped)
+            self.counters.finish(conn.close_code or 0, link.totals())
+        for complaint in link.receiver.complaints:  # on_close does not wait long for a handler of the log.
+            tell_aside(logging.WARNING, "%s: %s", conn, complaint, patience=_PATIENCE)
 
     def report_close(self, conn: Connection) -> None:
         """Tell of the end of a connection; its thread calls it."""
         self._reports.report_close(conn)
+
+    def tell_end(self, conn: Connection) -> None:
+        """Log the end of a connection; its thread calls it."""
+        link = link_of(conn)
+        totals = link.totals()
+        tell(
+            logging.INFO, "%s: closed with %s %r after %.1f s; %d messages of %d bytes in, %d of %d out, %d dropped",
+            conn, conn.close_code, conn.close_reason, link.age, totals.messages_received, totals.bytes_received,
+            totals.messages_sent, totals.bytes_sent, totals.messages_dropped)
 
     def dismiss(self, conn: Connection) -> None:
         """Note that the thread of a connection ends; it calls it."""
@@ -221,8 +231,10 @@ class Hub:
             return None
 
     def _note_slow(self, conn: Connection) -> None:
-        logger.warning("%s: the peer is too slow, %d bytes wait (%s)", conn, conn.queued_bytes, self._options.overflow)
         self.counters.slow()
+        tell(
+            logging.WARNING, "%s: the peer is too slow, %d bytes wait (%s)", conn, conn.queued_bytes,
+            self._options.overflow)
         thread.guard(conn, self, self._reports.report_slow)
 
     def close(self, members: tuple[Connection, ...], close: Close) -> int:
@@ -283,9 +295,9 @@ class Hub:
             if now < told_at:
                 return
             self._lingering[conn] = math.inf
-        logger.warning(
-            "%s: its handler goes on, %g s after the connection has ended; it holds a thread, and counts in "
-            "max_connections:\n%s", conn, _LINGERING, link_of(conn).stack())
+        tell_aside(
+            logging.WARNING, "%s: its handler goes on, %g s after the connection has ended; it holds a thread and "
+            "counts in max_connections:\n%s", conn, _LINGERING, link_of(conn).stack())
 
     @property
     def shutdown_timeout(self) -> float:

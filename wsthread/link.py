@@ -69,7 +69,7 @@ class Link:
         protocol = Protocol(max_message_size=options.max_message_size, agreement=agreement)
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
-        self.receiver = Receiver(request, options, self.sender, now)
+        self.receiver = Receiver(options, self.sender, now)
         self.callback: tuple[str, float] | None = None
         self._opened_at = now
 
@@ -129,8 +129,13 @@ class Link:
 
     def open(self, transport: Transport, response: bytes, unread: bytes) -> None:
         """Go from CONNECTING to OPEN: send the 101 and let the connection's thread run."""
-        self.sender.open(transport, response)
-        self.receiver.open(transport, unread)
+        try:
+            self.sender.open(transport, response)
+            self.receiver.open(transport, unread)
+        except BaseException:
+            transport.close()
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Let the connection's thread end: there will be no 101."""

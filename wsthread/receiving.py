@@ -26,14 +26,11 @@ from __future__ import annotations
 
 import threading
 
-from werkzeug.wrappers import Request
-
 from . import clock
 from .control_frames import answer
 from .ending import State
 from .exceptions import ProtocolError
 from .inbox import Inbox
-from .logs import logger, name_of
 from .options import Options
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
@@ -52,7 +49,6 @@ class Receiver:
     """The receiving half of one connection.
 
     Args:
-        request: the opening handshake, which names the connection in log lines.
         options: its limits.
         sender: its sending half.
         now: the time.
@@ -62,20 +58,22 @@ class Receiver:
         waiting_since: since when the application waits for a message; None while it works. Its own thread writes it.
         messages_received: how many so far, with those in the inbox.
         bytes_received: how many so far.
+        complaints: what the peer did wrong, for the log.
     """
 
     __slots__ = (
-        "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender", "_protocol",
+        "lock", "waiting_since", "messages_received", "bytes_received", "complaints", "_options", "_sender",
+        "_protocol",
         "_transport", "_has_input", "_inbox", "_recv_size", "_room", "_allowance", "_allowance_since",
     )
 
-    def __init__(self, request: Request, options: Options, sender: Sender, now: float) -> None:
+    def __init__(self, options: Options, sender: Sender, now: float) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()  # Until open() or abandon().
         self.waiting_since: float | None = None
         self.messages_received = 0
         self.bytes_received = 0
-        self._request = request
+        self.complaints: tuple[str, ...] = ()
         self._options = options
         self._sender = sender
         self._protocol = sender.protocol
@@ -96,6 +94,7 @@ class Receiver:
 
     def abandon(self) -> None:
         """Let others have the receiving half of a connection that will not be open."""
+        self._transport = None
         self.lock.release()
 
     def wait_opened(self) -> bool:
@@ -264,6 +263,8 @@ class Receiver:
     def _close(self, transport: Transport) -> None:
         """Close the socket: the connection is CLOSED."""
         self._transport = None
+        self._room = None
+        self._protocol.release()
         self._sender.finish(transport)
 
     def _is_within_rate(self, rate: float) -> bool:
@@ -273,15 +274,15 @@ class Receiver:
         self._allowance = min(max(rate, 1.0), self._allowance + (now - self._allowance_since) * rate)
         self._allowance_since = now
         if self._allowance < 1.0:
-            logger.warning("%s: closed, it sends more than %g messages per second", name_of(self._request), rate)
+            self.complaints = (*self.complaints, f"closed, it sends more than {rate:g} messages per second")
             self._sender.close(Close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second"))
             return False
         self._allowance -= 1.0
         return True
 
     def _answer_violation(self, error: ProtocolError) -> None:
-        logger.warning("%s: the peer broke the protocol: %s", name_of(self._request), error)
         self._sender.answer_violation(error)
+        self.complaints = (*self.complaints, f"the peer broke the protocol: {error}")
 
     def _read(self, deadline: float | None) -> None:
         """Wait for bytes and give them to the protocol."""

@@ -15,6 +15,7 @@ from .ending import Ending, State
 from .exceptions import ProtocolError
 from .housekeeper import Housekeeper
 from .options import Options
+from .outbox import Entry
 from .overflow import Posted, is_overflowing, judge
 from .registry import Registry
 from .transport import Transport
@@ -39,7 +40,7 @@ class Sender(Writer):
         thread_id: of the connection's own thread; 0 before it runs.
     """
 
-    __slots__ = ("protocol", "is_corked", "thread_id")
+    __slots__ = ("protocol", "is_corked", "thread_id", "_window_lock")
 
     def __init__(
         self, id: str, options: Options, housekeeper: Housekeeper, registry: Registry[Any], protocol: Protocol,
@@ -49,26 +50,37 @@ class Sender(Writer):
         self.protocol = protocol
         self.is_corked = False
         self.thread_id = 0
+        # Guards the compression window, and the order of what refers to it. It comes before the send lock.
+        self._window_lock = threading.Lock() if protocol.keeps_window else None
 
     # Messages
 
     def send(self, payload: Payload, timeout: float | None) -> None:
         """Send a message and wait until the kernel has all of it; see :meth:`wsthread.Connection.send`."""
-        with self.send_lock:
-            self._check_open()
-            header = None
-            if isinstance(payload, bytes) and len(payload) >= _LARGE:
-                header = self.protocol.send_header(payload)
+        if self.ending.state is not _OPEN:  # Before the work of compressing.
+            raise self.closed_error()
+        if isinstance(payload, bytes) and len(payload) >= _LARGE:
+            header = self.protocol.send_header(payload)
             if header is not None:
-                assert isinstance(payload, bytes)
-                entry = self.write_large(header, payload)
-            else:
-                data = self.protocol.send_message(payload)
-                if self.is_corked and len(data) < HELD_SIZE and not self.outbox.size and self.is_own_thread():
-                    self.hold(data)
-                    return
-                entry = self.write(data, 1)
-            if entry is not None:
+                with self.send_lock:
+                    self._check_open()
+                    entry = self.write_large(header, payload)
+                    if entry is not None:
+                        self.wait_done(entry, timeout)
+                return
+        if self._window_lock is None:
+            data = self.protocol.send_message(payload)
+            with self.send_lock:
+                entry = self._send(data)
+                if entry is not None:
+                    self.wait_done(entry, timeout)
+            return
+        with self._window_lock:
+            data = self.protocol.send_message(payload)
+            with self.send_lock:
+                entry = self._send(data)
+        if entry is not None:
+            with self.send_lock:
                 self.wait_done(entry, timeout)
 
     def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
@@ -80,9 +92,18 @@ class Sender(Writer):
         Raises:
             ConnectionClosed: the connection is closing or closed.
         """
+        if self._window_lock is None:
+            return self._post(self.protocol.send_prepared(message))
+        if not self._window_lock.acquire(blocking=False):  # Another thread compresses, perhaps for long.
+            return self._post(message.encode(None))  # Plain, it leaves the window as it is (RFC 7692 7.2.3.3).
+        try:
+            return self._post(self.protocol.send_prepared(message))
+        finally:
+            self._window_lock.release()
+
+    def _post(self, data: bytes) -> tuple[Posted, bool]:
         with self.send_lock:
             self._check_open()
-            data = self.protocol.send_prepared(message)
             is_newly_slow = False
             if is_overflowing(self.outbox, len(data), self._options):
                 is_newly_slow, self._is_slow = not self._is_slow, True
@@ -212,6 +233,13 @@ class Sender(Writer):
 
     # The send lock is held
 
+    def _send(self, data: bytes) -> Entry | None:
+        self._check_open()
+        if self.is_corked and len(data) < HELD_SIZE and not self.outbox.size and self.is_own_thread():
+            self.hold(data)
+            return None
+        return self.write(data, 1)
+
     def _check_open(self) -> None:
         if self.ending.state is not _OPEN:
             raise self.closed_error()
@@ -219,5 +247,5 @@ class Sender(Writer):
     def _close(self, close: Close, *, is_ours: bool = True) -> None:
         if self.ending.close(is_ours=is_ours):
             self.leave()
-            self.deadlines.closing(clock.now())
+            self.deadlines.closing(clock.now(), self.bytes_sent)
             self.write_control(self.protocol.send_close(close))

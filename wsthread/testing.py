@@ -86,7 +86,7 @@ class WebSocket(ClientConnection):
 
     def __init__(
         self, sock: socket.socket, response: TestResponse, unread: bytes, timeout: float,
-        connection: Connection | None, errors: list[Exception],
+        connection: Connection | None, errors: list[BaseException],
     ) -> None:
         super().__init__(
             sock, unread=unread, subprotocol=response.headers.get("Sec-WebSocket-Protocol"), headers=response.headers,
@@ -182,7 +182,7 @@ class WebSocket(ClientConnection):
             raise self._errors[0]
 
 
-def _note_error(conn: Connection, error: Exception) -> None:
+def _note_error(conn: Connection, error: BaseException) -> None:
     errors = conn.request.environ.get(_ERRORS)
     if errors is not None:
         errors.append(error)
@@ -228,7 +228,7 @@ def connect(
     if subprotocols:
         wanted.remove("Sec-WebSocket-Protocol")
     wanted.extend(request_headers(new_key(), subprotocols))
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
     before = set(threading.enumerate())
     ours, servers = socket.socketpair()
     with servers:
@@ -260,7 +260,7 @@ def _take_head(sock: socket.socket, response: TestResponse, timeout: float) -> b
     return unread
 
 
-def _find_connection(errors: list[Exception], before: set[threading.Thread], timeout: float) -> Connection | None:
+def _find_connection(errors: list[BaseException], before: set[threading.Thread], timeout: float) -> Connection | None:
     """Wait until a manager has let a connection in; return it, None when it has come and gone.
 
     Args:

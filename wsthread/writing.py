@@ -221,6 +221,7 @@ class Writer(SendState):
         outbox = self.outbox
         if self.transport is None:
             return
+        has_waited = outbox.size > 0
         try:
             if self._held:
                 self.write(b"")
@@ -240,6 +241,8 @@ class Writer(SendState):
             self._is_slow = False
             self.update_clear()
             self._unwatch()
+            if has_waited and self.ending.state is State.CLOSING:  # Now the Close has left.
+                self.deadlines.closing(clock.now(), self.bytes_sent)
         self._wake()
 
     def takes_more(self) -> bool:
@@ -255,11 +258,15 @@ class Writer(SendState):
         """Let the housekeeper send what waits, if no other thread is going to."""
         if not (self._is_watched or self._is_polled or self.transport is None):
             self.deadlines.waiting(clock.now(), self.bytes_sent)
+            self._is_watched = True
             try:
                 self._housekeeper.watch(self.transport.fileno(), self.flush)
-                self._is_watched = True
             except OSError as error:  # The system watches no more sockets.
+                self._is_watched = False
                 self.broke(error)
+            except BaseException:  # Of a signal handler, say.
+                self._is_watched = False
+                raise
 
     def _unwatch(self) -> None:
         if self._is_watched and self.transport is not None:
@@ -308,16 +315,16 @@ class Writer(SendState):
             self._progress.wait(timeout)
             return
         self._is_polled = True
-        self._unwatch()
-        self.send_lock.release()
         try:
-            transport.wait(writable=True, timeout=timeout)
-        finally:
-            self.send_lock.acquire()
+            self._unwatch()
+            self.send_lock.release()
             try:
-                self.flush_now()
+                transport.wait(writable=True, timeout=timeout)
             finally:
-                self._is_polled = False
+                _acquire(self.send_lock)
+            self.flush_now()
+        finally:
+            self._is_polled = False
 
     def _wake(self) -> None:
         """Let those who wait for the outbox look at it."""
@@ -351,3 +358,16 @@ class Writer(SendState):
         self._wake()
         if self.transport is not None:
             self.transport.shutdown()
+
+
+def _acquire(lock: threading.Lock) -> None:
+    """Take a lock that the caller has to hold, whatever signal handlers raise meanwhile; then raise that."""
+    raised: BaseException | None = None
+    while True:
+        try:
+            lock.acquire()
+            break
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised
