@@ -111,7 +111,7 @@ def test_receive_with_timeout_from_a_peer_that_sends_no_message(connect: Connect
             conn.receive(timeout)
         timed_out.set()
 
-    _, peer = run_handler(connect, handler)
+    _, peer = run_handler(connect, handler, max_control_rate=None)
     pongs = client_frame(Opcode.PONG) * 10_000
     end = time.monotonic() + TIMEOUT
     while not timed_out.is_set() and time.monotonic() < end:
@@ -582,7 +582,7 @@ def test_a_blocked_send_ends_with_the_connection(connect: Connect) -> None:
 
 
 def test_a_peer_that_pings_and_reads_nothing(connect: Connect) -> None:
-    recorder = Recorder(max_outbox_size=1000)
+    recorder = Recorder(max_outbox_size=1000, max_control_rate=None)
     conn, peer = connect(recorder.manager)
     sender = fill(conn)
     peer.socket.sendall(b"".join([b"\x89\x84\0\0\0\0ping"] * 1000))

@@ -13,7 +13,7 @@ import wsthread
 from wsthread import exceptions
 from wsthread.exceptions import (
     ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload, MessageTooBig,
-    ProtocolError, WebSocketError,
+    ProtocolError, RateExceeded, WebSocketError,
 )
 
 TREE = [
@@ -23,6 +23,7 @@ TREE = [
     (DetachError, (WebSocketError,)),
     (ProtocolError, (WebSocketError,)),
     (InvalidPayload, (ProtocolError,)),
+    (RateExceeded, (ProtocolError,)),
     (MessageTooBig, (ProtocolError,)),
     (InvalidJSON, (WebSocketError, ValueError)),
     (ConnectionClosed, (WebSocketError,)),
@@ -43,7 +44,8 @@ def test_tree_is_complete() -> None:
     assert defined == {error for error, _ in TREE}
 
 
-@pytest.mark.parametrize(("error", "code"), [(ProtocolError, 1002), (InvalidPayload, 1007), (MessageTooBig, 1009)])
+@pytest.mark.parametrize(("error", "code"), [
+    (ProtocolError, 1002), (InvalidPayload, 1007), (RateExceeded, 1008), (MessageTooBig, 1009)])
 def test_protocol_errors(error: type[ProtocolError], code: int) -> None:
     """A violation knows the close code to fail the connection with (RFC 6455 7.4.1)."""
     assert error.code == code

@@ -24,7 +24,7 @@ from wsthread.upgrader import UpgraderArguments
 ROOT = Path(__file__).parent.parent
 SHUTDOWN = ["shutdown_code", "shutdown_timeout", "shutdown_spread"]  # Their values have tests of their own.
 NUMBERS = [field.name for field in fields(Options) if field.name not in ["overflow", *SHUTDOWN]]
-SIZES = ["max_message_size", "max_outbox_size", "max_inbox_size"]
+SIZES = ["max_message_size", "max_outbox_size", "max_inbox_size", "max_held_size", "max_control_rate"]
 REQUIRED = ["max_outbox_size", "max_inbox_size", "close_timeout"]
 
 

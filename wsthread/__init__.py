@@ -4,7 +4,7 @@ from .connection import Connection
 from .ending import State
 from .exceptions import (
     ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload, MessageTooBig,
-    ProtocolError, WebSocketError,
+    ProtocolError, RateExceeded, WebSocketError,
 )
 from .handlers import ListenableManager, SimpleManager
 from .hub import Broadcast
@@ -32,6 +32,7 @@ __all__ = [
     "MessageTooBig",
     "Opcode",
     "ProtocolError",
+    "RateExceeded",
     "SimpleManager",
     "State",
     "Upgrader",

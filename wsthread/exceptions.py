@@ -8,6 +8,7 @@
     ├── DetachError           the WSGI server shows no socket that could be taken
     ├── ProtocolError         the peer broke RFC 6455 (Close 1002)
     │   ├── InvalidPayload    text or a close reason that is not UTF-8 (Close 1007)
+    │   ├── RateExceeded      more than the configured rate (Close 1008)
     │   └── MessageTooBig     more than the configured limit (Close 1009)
     ├── InvalidJSON           a message that is no JSON; the connection stays open
     └── ConnectionClosed      the connection is closing or closed
@@ -102,6 +103,12 @@ class InvalidPayload(ProtocolError):
     """Text that is not UTF-8 (RFC 6455 8.1)."""
 
     code = 1007
+
+
+class RateExceeded(ProtocolError):
+    """More control frames and empty fragments than ``max_control_rate`` allows."""
+
+    code = 1008
 
 
 class MessageTooBig(ProtocolError):

@@ -35,6 +35,7 @@ from .wire.deflate import Agreement
 from .wire.messages import PreparedMessage
 from .wire.protocol import Close
 
+_SECOND = 1.0
 _PATIENCE = 1.0  # Seconds to wait for a line of the log.
 _LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
 
@@ -99,6 +100,7 @@ class Hub:
         self.registry: Registry[Connection] = Registry()
         self.counters = Counters()
         self._shutdown = Shutdown()
+        self._renewed_at = clock.now()  # The housekeeper's.
         self._lock = threading.Lock()  # Guards changes of the next three.
         self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
@@ -259,6 +261,7 @@ class Hub:
             "refused": counts.refused,
             "closed": counts.closed,
             "slow": counts.slow,
+            "greedy": counts.greedy,
             "speedups": speedups.active,
             "queued_bytes": sum(conn.queued_bytes for conn in alive),
             "inbox_bytes": sum(link_of(conn).receiver.inbox_size for conn in alive),
@@ -280,11 +283,30 @@ class Hub:
         if self._shutdown.close is None and servers.is_stopping():
             self.begin_shutdown()
         self._shutdown.go_on(now)
-        for conn in self.alive():
+        alive = self.alive()
+        for conn in alive:
             link = link_of(conn)
             link.check(now)
             if link.is_over:
                 self._note_lingering(conn, now)
+        if now >= self._renewed_at + _SECOND:
+            self._renewed_at = now
+            self._cut_greedy({conn: link_of(conn).renew() for conn in alive})
+
+    def _cut_greedy(self, held: dict[Connection, int]) -> None:
+        """Terminate the connections for which most is held, until the rest is within ``max_held_size``."""
+        total, limit = sum(held.values()), self._options.max_held_size
+        if limit is None or total <= limit:
+            return
+        for conn in sorted(held, key=held.__getitem__, reverse=True):
+            if total <= limit:
+                break
+            conn.terminate(f"{held[conn]} bytes were held for it, and more than max_held_size for all")
+            total -= held[conn]
+            self.counters.greedy()
+            tell_aside(
+                logging.WARNING, "%s: terminated, %d bytes were held for it, and %d for all; max_held_size is %d",
+                conn, held[conn], total + held[conn], limit)
 
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""

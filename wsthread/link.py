@@ -34,6 +34,7 @@ from .sending import Sender
 from .stats import Totals
 from .transport import Transport
 from .wire.deflate import Agreement
+from .wire.frames import CloseCode
 from .wire.protocol import Close, Protocol
 
 #: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
@@ -66,7 +67,8 @@ class Link:
         now = clock.now()
         self.request = request
         self.scope = scope
-        protocol = Protocol(max_message_size=options.max_message_size, agreement=agreement)
+        protocol = Protocol(
+            max_message_size=options.max_message_size, agreement=agreement, max_empty_frames=options.max_control_rate)
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
         self.receiver = Receiver(options, self.sender, now)
@@ -161,9 +163,22 @@ class Link:
         receiver = self.receiver
         if receiver.waiting_since is None:
             receiver.attend()
+        begun_at, patience = receiver.begun_at, self.sender.options.message_timeout
+        if begun_at is not None and patience is not None and now - begun_at >= patience:
+            if receiver.is_deaf():  # It is we who do not read.
+                receiver.begun_at = now
+            else:
+                self.sender.close(Close(
+                    CloseCode.POLICY_VIOLATION, f"a message took more than {patience:g} s"))
         if self.sender.deadlines.due <= now and not self.is_over:
             self.sender.check(
                 now, received=receiver.bytes_received, is_deaf=receiver.is_deaf(), idle_since=receiver.waiting_since)
+
+    def renew(self) -> int:
+        """Begin another second for the peer's empty frames; return how many bytes are held for the connection."""
+        receiver, sender = self.receiver, self.sender
+        sender.protocol.renew_empty_frames()
+        return sender.outbox.cost + receiver.held
 
     # For the operator
 

@@ -107,6 +107,7 @@ def _is_whole(value: Any) -> bool:
 
 
 _POSITIVE = Check("a number greater than 0", lambda value: _is_number(value) and value > 0)
+_WHOLE = Check("a number greater than 0, without fraction", lambda value: _is_whole(value) and value > 0)
 _NOT_NEGATIVE = Check("a number, 0 or greater", lambda value: _is_number(value) and value >= 0)
 _SIZE = Check(
     "a number greater than 0 of whole bytes, 2**48 at most",
@@ -134,8 +135,23 @@ class Options:
         unit="bytes", none="no limit", check=_SIZE)
     max_message_rate: float | None = option(
         None,
-        "How much a peer may send, with bursts of one second's worth. More closes the connection with 1008.",
-        unit="messages per second", none="no limit", check=_POSITIVE)
+        "How much a peer may send, with bursts of one second's worth. Each frame counts: control frames, and each "
+        "fragment of a message. More closes the connection with 1008.",
+        unit="frames per second", none="no limit", check=_POSITIVE)
+    max_control_rate: int | None = option(
+        200,
+        "How many control frames and fragments without payload a peer may send. More closes the connection with "
+        "1008.",
+        unit="frames in a second", none="no limit", check=_WHOLE)
+    message_timeout: float | None = option(
+        60.0,
+        "How long a message may take from its first byte to its last. Then the connection is closed with 1008.",
+        unit="seconds", none="no limit", check=_POSITIVE)
+    max_held_size: int | None = option(
+        128 * _MEBIBYTE,
+        "How much all connections of one process together may hold of messages that are not complete, not asked for or "
+        "not taken. When it is more, the connection that holds most is terminated, and so on.",
+        unit="bytes", none="no limit", check=_SIZE)
     max_outbox_size: int = option(
         _MEBIBYTE,
         "How much may wait for one peer when a broadcast comes. When it would be more, overflow decides.",

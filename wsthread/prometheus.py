@@ -21,6 +21,7 @@ from .manager import Manager
 
 _COUNTERS = {
     "accepted": "Connections accepted",
+    "greedy": "Connections cut because too much was held for them",
     "slow": "Times that a peer became too slow for broadcasts",
     "messages_received": "Messages received",
     "messages_sent": "Messages sent",

@@ -42,6 +42,7 @@ from .wire.protocol import Close
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 _EOF = "the TCP connection was closed without a Close frame"
 _READS = 16  # Of one visit of the attendant, who has others to look after.
+_MOST_LATE = 1 << 26  # Bytes.
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
 
@@ -59,12 +60,14 @@ class Receiver:
         messages_received: how many so far, with those in the inbox.
         bytes_received: how many so far.
         complaints: what the peer did wrong, for the log.
+        begun_at: since when a message is under way that is not complete; None when there is none.
     """
 
     __slots__ = (
         "lock", "waiting_since", "messages_received", "bytes_received", "complaints", "_options", "_sender",
         "_protocol",
-        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "_allowance", "_allowance_since",
+        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "_allowance", "_allowance_since",
+        "_frames_counted", "_is_unwanted", "_late",
     )
 
     def __init__(self, options: Options, sender: Sender, now: float) -> None:
@@ -73,6 +76,7 @@ class Receiver:
         self.waiting_since: float | None = None
         self.messages_received = 0
         self.bytes_received = 0
+        self.begun_at: float | None = None
         self.complaints: tuple[str, ...] = ()
         self._options = options
         self._sender = sender
@@ -84,6 +88,9 @@ class Receiver:
         self._room: memoryview | None = None  # Where the protocol wants the next bytes, if that matters.
         self._allowance = max(options.max_message_rate or 1.0, 1.0)  # Messages that the rate lets through now.
         self._allowance_since = now
+        self._frames_counted = 0
+        self._is_unwanted = False  # Whether the peer did what no peer may do.
+        self._late = 0  # Bytes that came after that.
 
     def open(self, transport: Transport, unread: bytes) -> None:
         """Let others have the receiving half; the bytes are those that the server has read already."""
@@ -211,22 +218,28 @@ class Receiver:
 
     def _next_event(self) -> Message | None:
         """Return the next message of the protocol, None when there is none yet; answer what is no message."""
+        protocol = self._protocol
         try:
-            event = self._protocol.next_event()
+            event = protocol.next_event()
         except ProtocolError as error:
             self._answer_violation(error)
             return None
+        rate = self._options.max_message_rate
+        if rate is not None and not self._is_within_rate(rate):
+            return None
         if event is None:
             self._has_input = False
-            self._room = self._protocol.room()
+            self._room = protocol.room()
+            if self.begun_at is None and protocol.is_within_message:
+                self.begun_at = clock.now()
             return None
         opcode = event[0]
         if opcode is not _TEXT and opcode is not _BINARY:
             answer(event, self._sender)
             return None
         self.messages_received += 1
-        rate = self._options.max_message_rate
-        return event if rate is None or self._is_within_rate(rate) else None
+        self.begun_at = None
+        return event
 
     def _is_ended(self, transport: Transport) -> bool:
         """Go towards the end without waiting; tell whether nothing is left to send and nothing to read that counts."""
@@ -268,19 +281,22 @@ class Receiver:
         self._sender.finish(transport)
 
     def _is_within_rate(self, rate: float) -> bool:
-        """Count a message against ``max_message_rate``; close when it is over it."""
-        now = clock.now()
+        """Count frames against ``max_message_rate``; close when they are more."""
+        now, frames = clock.now(), self._protocol.frames
         # What was not used is saved up, for one second.
         self._allowance = min(max(rate, 1.0), self._allowance + (now - self._allowance_since) * rate)
-        self._allowance_since = now
-        if self._allowance < 1.0:
-            self.complaints = (*self.complaints, f"closed, it sends more than {rate:g} messages per second")
-            self._sender.close(Close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second"))
-            return False
-        self._allowance -= 1.0
-        return True
+        self._allowance -= frames - self._frames_counted
+        self._allowance_since, self._frames_counted = now, frames
+        if self._allowance >= 0.0:
+            return True
+        self._is_unwanted = True
+        self._sender.close(Close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second"))
+        self.complaints = (*self.complaints, f"closed, it sends more than {rate:g} messages per second")
+        return False
 
     def _answer_violation(self, error: ProtocolError) -> None:
+        self._is_unwanted = True
+        self._protocol.fail()
         self._sender.answer_violation(error)
         self.complaints = (*self.complaints, f"the peer broke the protocol: {error}")
 
@@ -322,9 +338,22 @@ class Receiver:
             self._recv_size = RECV_SIZE if count >= IDLE_RECV_SIZE else IDLE_RECV_SIZE
             self._protocol.receive_data(data)
             self._has_input = True
+            if self._is_unwanted:
+                self._note_late(count)
             return True
         self._sender.lose(_EOF)
         return False
+
+    def _note_late(self, count: int) -> None:
+        """Cut a peer that is not wanted and goes on sending."""
+        self._late += count
+        if self._late > _MOST_LATE:
+            self._sender.terminate("it went on sending")
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held for this connection: of a message that is not complete, and in the inbox."""
+        return self._protocol.held + self.inbox_size
 
     def _take_into_room(self, count: int) -> bool:
         self._room = None

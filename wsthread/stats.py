@@ -29,6 +29,7 @@ class Counts(NamedTuple):
     Attributes:
         accepted: connections that were opened.
         slow: times that a peer became too slow for what is sent to it.
+        greedy: connections that were cut because too much was held for them.
         refused: handshakes that were refused, by HTTP status.
         closed: connections that have ended, by close code.
         finished: what went in and out of those that have ended.
@@ -36,6 +37,7 @@ class Counts(NamedTuple):
 
     accepted: int
     slow: int
+    greedy: int
     refused: dict[str, int]
     closed: dict[str, int]
     finished: Totals
@@ -48,6 +50,7 @@ class Counters:
         self._lock = threading.Lock()  # Guards everything below.
         self._accepted = 0
         self._slow = 0
+        self._greedy = 0
         self._refused: Counter[str] = Counter()
         self._closed: Counter[int] = Counter()
         self._finished = Totals()
@@ -67,6 +70,11 @@ class Counters:
         with self._lock:
             self._slow += 1
 
+    def greedy(self) -> None:
+        """Count a connection that was cut because too much was held for it."""
+        with self._lock:
+            self._greedy += 1
+
     def finish(self, code: int, totals: Totals) -> None:
         """Count a connection that has ended."""
         with self._lock:
@@ -77,4 +85,4 @@ class Counters:
         """Return the counts of this moment."""
         with self._lock:
             closed = {str(code): count for code, count in sorted(self._closed.items())}
-            return Counts(self._accepted, self._slow, dict(self._refused), closed, self._finished)
+            return Counts(self._accepted, self._slow, self._greedy, dict(self._refused), closed, self._finished)

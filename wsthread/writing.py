@@ -47,11 +47,12 @@ class Writer(SendState):
         transport: the connection's socket; None before it is open and after it is closed.
         deadlines: the connection's.
         is_let_in: whether the connection has become one of its manager's ``connections``. Nothing is clear before.
+        options: the manager's.
         messages_dropped: how many were given up for a peer that is too slow.
     """
 
     __slots__ = (
-        "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "_options",
+        "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "options",
         "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
         "_is_slow",
     )
@@ -71,7 +72,7 @@ class Writer(SendState):
         self.transport: Transport | None = None
         self.deadlines = deadlines
         self.is_let_in = False
-        self._options = options
+        self.options = options
         self._housekeeper = housekeeper
         self.registry = registry
         self._is_watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
@@ -286,7 +287,7 @@ class Writer(SendState):
             ConnectionClosed: the connection broke meanwhile.
             TimeoutError: the peer took nothing for ``write_timeout``, or the deadline is over. The connection is cut.
         """
-        patience = math.inf if self._options.write_timeout is None else self._options.write_timeout
+        patience = math.inf if self.options.write_timeout is None else self.options.write_timeout
         sent, stuck_at = self.bytes_sent, clock.now() + patience
         try:
             while not is_over():

@@ -114,9 +114,10 @@ class FrameParser:
 
     Attributes:
         missing: octets that the data frame under way still lacks; 0 when there is none.
+        frames: how many frames began so far.
     """
 
-    __slots__ = ("max_size", "missing", "_buffer", "_start", "_masked", "_rsv1_allowed", "_fin", "_key")
+    __slots__ = ("max_size", "missing", "frames", "_buffer", "_start", "_masked", "_rsv1_allowed", "_fin", "_key")
 
     def __init__(self, *, max_size: int | None = None, masked: bool = True, rsv1_allowed: bool = False) -> None:
         self._buffer = b""  # Empty as soon as all of it is used up.
@@ -125,6 +126,7 @@ class FrameParser:
         self._masked = MASKED if masked else 0
         self._rsv1_allowed = rsv1_allowed
         self.missing = 0
+        self.frames = 0
         # The data frame under way: its FIN bit, its masking key turned to the next octet.
         self._fin = False
         self._key = b""
@@ -176,6 +178,7 @@ class FrameParser:
         if end > size:
             return self._start_piece(first, key, payload_at, length)
         self._consume(end)
+        self.frames += 1
         payload = buffer[payload_at:end]
         return Frame(_OPCODES[first & 0x0F], mask(payload, key) if key else payload, first >= FIN, first & RSV1 != 0)
 
@@ -189,6 +192,7 @@ class FrameParser:
         messages, end = read_messages(self._buffer, self._start, self.max_size, message_type, _TEXT, _BINARY)
         if messages:
             self._consume(end)
+            self.frames += len(messages)
         return messages
 
     def fill(self, octets: memoryview) -> bool:
@@ -229,6 +233,7 @@ class FrameParser:
             return None
         payload = self._buffer[payload_at:]
         self._consume(len(self._buffer))
+        self.frames += 1
         self.missing = length - len(payload)
         self._fin = first & FIN != 0
         self._key = key

@@ -13,7 +13,7 @@ import codecs
 import io
 from typing import NamedTuple, TypeAlias
 
-from ..exceptions import InvalidPayload, MessageTooBig, ProtocolError
+from ..exceptions import InvalidPayload, MessageTooBig, ProtocolError, RateExceeded
 from ..speedups import encode_message as encode_short_message
 from .deflate import Agreement, Deflater, Inflater
 from .frames import FrameParser, Opcode, encode_header
@@ -89,18 +89,26 @@ class MessageReader:
         max_size: the largest message in bytes, after inflating; None for no limit.
         masked: whether the sender has to mask (a client has to, RFC 6455 5.1).
         inflater: inflates messages that have RSV1 set (RFC 7692 6.2); None when that was not negotiated.
+        max_empty_frames: how many empty frames may come until :attr:`empty_frames` is set to 0 again; None for any
+            number.
+
+    Attributes:
+        empty_frames: control frames, and fragments without payload. They carry nothing and cost as much as others.
     """
 
     __slots__ = (
         "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector", "_filled",
-        "_room", "_whole",
+        "_room", "_whole", "_max_empty_frames", "empty_frames",
     )
 
     def __init__(
         self, *, max_size: int | None = None, masked: bool = True, inflater: Inflater | None = None,
+        max_empty_frames: int | None = None,
     ) -> None:
         self._frames = FrameParser(max_size=max_size, masked=masked, rsv1_allowed=inflater is not None)
         self._max_size = max_size
+        self._max_empty_frames = max_empty_frames
+        self.empty_frames = 0
         self._inflater = inflater
         # The message under way: its opcode (None: there is none), whether it is compressed, its octets on the wire and
         # after inflating, and what holds them.
@@ -116,6 +124,23 @@ class MessageReader:
     def feed(self, data: bytes) -> None:
         """Take more bytes from the wire."""
         self._frames.feed(data)
+
+    @property
+    def frames(self) -> int:
+        """How many frames began so far, of those that were handed over or belong to the message under way."""
+        return self._frames.frames - len(self._whole)
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held of a message that is not complete, about. Any thread may look."""
+        if self._collector is None:
+            return 0
+        return self._size + (self._frames.missing if self._room is not None else 0)
+
+    @property
+    def is_within_message(self) -> bool:
+        """Whether a message or a frame has begun and is not complete."""
+        return self._opcode is not None or self._frames.has_input
 
     @property
     def has_input(self) -> bool:
@@ -160,7 +185,10 @@ class MessageReader:
                 return None
             opcode, payload, fin, rsv1 = frame
             if opcode >= _CLOSE:
+                self._count_empty_frame()
                 return Message(opcode, payload)
+            if not fin and not payload:
+                self._count_empty_frame()
             if opcode is _CONTINUATION:
                 if self._opcode is None:
                     raise ProtocolError("continuation frame without a message to continue")
@@ -173,6 +201,11 @@ class MessageReader:
             message = self._collect(payload, fin)
             if message is not None:
                 return message
+
+    def _count_empty_frame(self) -> None:
+        self.empty_frames += 1
+        if self._max_empty_frames is not None and self.empty_frames > self._max_empty_frames:
+            raise RateExceeded(f"more than {self._max_empty_frames} control frames and empty fragments in a second")
 
     def _start(self, opcode: Opcode, compressed: bool) -> None:
         self._opcode = opcode

@@ -38,6 +38,7 @@ class Protocol:
     Args:
         max_message_size: the largest message to accept in bytes, None for no limit.
         agreement: what was negotiated about compression, None for nothing.
+        max_empty_frames: as for :class:`wsthread.wire.messages.MessageReader`.
 
     Attributes:
         compressed_from: octets of the shortest message that is compressed; ``NEVER`` when none is.
@@ -52,11 +53,14 @@ class Protocol:
         "compressed_from",
     )
 
-    def __init__(self, *, max_message_size: int | None = None, agreement: Agreement | None = None) -> None:
+    def __init__(
+        self, *, max_message_size: int | None = None, agreement: Agreement | None = None,
+        max_empty_frames: int | None = None,
+    ) -> None:
         inflater = None
         if agreement is not None:
             inflater = Inflater(agreement.client_max_window_bits, agreement.client_context_takeover)
-        self._reader = MessageReader(max_size=max_message_size, inflater=inflater)
+        self._reader = MessageReader(max_size=max_message_size, inflater=inflater, max_empty_frames=max_empty_frames)
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
         self.compressed_from = NEVER if agreement is None else agreement.compressed_from
@@ -71,6 +75,29 @@ class Protocol:
         """Take bytes from the wire. What follows a Close or a violation is dropped (RFC 6455 5.5.1, 7.1.7)."""
         if not self._over:
             self._reader.feed(data)
+
+    def renew_empty_frames(self) -> None:
+        """Let as many empty frames come again as at the beginning. A thread that does not own this half may call it."""
+        self._reader.empty_frames = 0
+
+    @property
+    def frames(self) -> int:
+        """How many frames began so far."""
+        return self._reader.frames
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held of a message that is not complete."""
+        return self._reader.held
+
+    @property
+    def is_within_message(self) -> bool:
+        """Whether a message or a frame has begun and is not complete."""
+        return self._reader.is_within_message
+
+    def fail(self) -> None:
+        """Drop what comes from now on: the peer is not wanted any more."""
+        self._over = True
 
     def room(self) -> memoryview | None:
         """Return where the bytes that come next have to be put, to be told of by :meth:`filled`.
