@@ -24,10 +24,12 @@ BUILD = ROOT / "build" / "matrix"
 TESTS = [
     "tests/test_servers.py", "tests/test_flask.py", "tests/test_interop.py", "tests/test_deploy.py",
     "tests/test_flask_extension.py", "tests/test_flask_apps.py", "tests/test_testing.py",
+    "tests/test_flask_identity.py", "tests/test_flask_errors.py", "tests/test_flask_configuration.py",
+    "tests/test_flask_rules.py",
 ]
 TOOLS = [
-    "Flask-Login>=0.6.3", "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8",
-    "websockets>=13",
+    "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",
+    "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8", "websockets>=13",
 ]
 ROW_TIMEOUT = 900  # Seconds.
 

@@ -30,7 +30,7 @@ from dataclasses import fields
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-from flask import Blueprint, Flask, current_app, request, session
+from flask import Blueprint, Flask, current_app, g, request, session
 from flask.testing import FlaskClient
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest
@@ -275,8 +275,9 @@ class _State(NamedTuple):
 
 
 def _upgrade(manager: Manager, handler: Callable[[Connection], Any] | None = None) -> Response:
-    app, saved = _behind(current_app), _behind(session)
-    return _State.of_app(app).upgrader(manager).upgrade(request, scope=FlaskScope(app, saved, handler))
+    app = _behind(current_app)
+    scope = FlaskScope(app, _behind(session), _behind(g), handler)
+    return _State.of_app(app).upgrader(manager).upgrade(request, scope=scope)
 
 
 def _behind(proxy: Any) -> Any:

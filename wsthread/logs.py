@@ -15,6 +15,7 @@ import traceback
 from werkzeug.wrappers import Request
 
 logger = logging.getLogger("wsthread")
+_TOLD = "_wsthread_told"  # The attribute of an exception that is in the application's own log.
 
 
 def tell(level: int, message: str, *args: object, error: BaseException | None = None) -> None:
@@ -54,3 +55,25 @@ def tell_aside(level: int, message: str, *args: object, patience: float = 0.0) -
 def name_of(request: Request) -> str:
     """Return what log lines call the connection that came of a request."""
     return f"WebSocket {request.remote_addr or 'local'} {request.path!r}"
+
+
+def note_told(error: Exception) -> None:
+    """Note that the application's own log has an exception, with its traceback."""
+    setattr(error, _TOLD, True)
+
+
+def tell_error(conn: object, where: str, error: BaseException) -> None:
+    """Log an exception of the application's code; see :func:`tell`.
+
+    Handlers of the root logger get what the application logs, too. So what it has logged is not told twice: then there
+    is only a short line, and no ERROR, which somebody may be woken up by.
+
+    Args:
+        conn: the connection.
+        where: such as ``"a callback"``.
+        error: the exception.
+    """
+    if vars(error).pop(_TOLD, False):  # It may be raised again.
+        tell(logging.WARNING, "%s: error in %s, see the log of the application: %r", conn, where, error)
+    else:
+        tell(logging.ERROR, "%s: error in %s", conn, where, error=error)

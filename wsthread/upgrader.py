@@ -3,6 +3,10 @@
 The handshake is an ordinary response of the application. :meth:`Upgrader.upgrade` only checks the request and
 returns that response; the socket is taken when the WSGI server calls it. Until then everything is as for any
 request: ``abort(401)`` refuses, ``after_request`` and the session may add headers, and they are on the 101.
+
+The 101 is sent when the server closes the response, which is the end of a request (PEP 3333): frameworks have torn
+down by then what they had made for it. So nothing of the application runs for the connection before its request is
+over.
 """
 
 from __future__ import annotations
@@ -11,14 +15,13 @@ import functools
 import io
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
 from werkzeug.datastructures import EnvironHeaders, Headers
 from werkzeug.wrappers import Request, Response
-from werkzeug.wsgi import ClosingIterator
 
 from . import servers
 from .connection import Connection, link_of
@@ -156,7 +159,7 @@ class _Switch:
         self._refuse = refuse
 
     def __call__(self, environ: dict[str, Any]) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
-        """Detach the socket and send our 101 over it; return the one for the server's dummy.
+        """Detach the socket; return a 101 for the server's dummy, whose end sends ours.
 
         In the form of Werkzeug's ``Response.get_wsgi_response``.
         """
@@ -174,10 +177,17 @@ class _Switch:
         except BaseException:
             link.abandon()
             raise
-        link.open(transport, data, detached.unread)
+
+        def end() -> None:
+            try:
+                response.close()
+            finally:
+                detached.release()
+                link.open(transport, data, detached.unread)
+
         # Nobody reads these headers, and some servers take exception to hop-by-hop ones.
         ignored = list(detached.server.dummy_headers)
-        return ClosingIterator([b""], [detached.release, response.close]), "101 Switching Protocols", ignored
+        return _Body(end), "101 Switching Protocols", ignored
 
     @staticmethod
     def _detach(environ: dict[str, Any], link: Link) -> Detached:
@@ -192,6 +202,31 @@ class _Switch:
         except BaseException:
             link.abandon()
             raise
+
+
+class _Body:
+    """What the server iterates over as the body of its 101, and closes at the end of the request.
+
+    Where an exception, such as one of a teardown function, keeps the server from getting it, nobody closes it, and it
+    ends with its last reference.
+
+    Args:
+        end: called once.
+    """
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end: Callable[[], None] | None = end
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((b"",))
+
+    def close(self) -> None:
+        """Note that the request is over."""
+        end, self._end = self._end, None
+        if end is not None:
+            end()
+
+    __del__ = close
 
 
 def _snapshot(request: Request) -> Request:
