@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 from flask import Flask, Request, g, got_request_exception
 from flask.ctx import AppContext
+from flask.globals import app_ctx
 from flask.sessions import SessionMixin
 from werkzeug.exceptions import HTTPException
 from werkzeug.http import HTTP_STATUS_CODES
@@ -77,7 +78,7 @@ class FlaskScope:
                 except HTTPException as error:
                     _close(conn, error)
                 except Exception as error:
-                    failure = self._handle(conn, context, error) if is_failure(conn, error) else error
+                    failure = self._handle(conn, error) if is_failure(conn, error) else error
                     if failure is not None:
                         raise failure
         except Exception as error:
@@ -102,7 +103,7 @@ class FlaskScope:
         with bare or nullcontext(), context:
             yield context
 
-    def _handle(self, conn: Connection, context: Any, error: Exception) -> Exception | None:
+    def _handle(self, conn: Connection, error: Exception) -> Exception | None:
         """Let the application handle an exception, as one of a view.
 
         Returns:
@@ -110,21 +111,21 @@ class FlaskScope:
         """
         app: Any = self._app
         try:
-            response = app.make_response(app.handle_user_exception(*_own_argument(context), error))
+            response = app.make_response(app.handle_user_exception(*own_argument(), error))
         except Exception as unhandled:
-            self._tell(conn, context, unhandled)
+            self._tell(conn, unhandled)
             return unhandled
         if not HTTPStatus.MULTIPLE_CHOICES <= response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
             return error  # An answer for errors of all kinds.
         _close(conn, HTTPException(response=response))
         return None
 
-    def _tell(self, conn: Connection, context: Any, error: Exception) -> None:
+    def _tell(self, conn: Connection, error: Exception) -> None:
         """Tell whoever wants to know of exceptions in the application, as Flask does before it answers with a 500."""
         app: Any = self._app
         try:
             got_request_exception.send(app, _async_wrapper=app.ensure_sync, exception=error)
-            app.log_exception(*_own_argument(context), (type(error), error, error.__traceback__))
+            app.log_exception(*own_argument(), (type(error), error, error.__traceback__))
         except Exception as another:
             tell(logging.ERROR, "%s: error in what tells of errors", conn, error=another)
         else:
@@ -184,9 +185,9 @@ class FlaskScope:
             yield message
 
 
-def _own_argument(context: Any) -> tuple[Any, ...]:
-    """Return what the methods of an application get in front of their arguments, from Flask 3.2 on."""
-    return (context,) if isinstance(context, AppContext) else ()
+def own_argument() -> tuple[Any, ...]:
+    """Return what the methods of an application get in front of their arguments: from Flask 3.2 on the context."""
+    return (app_ctx._get_current_object(),) if hasattr(AppContext, "request") else ()  # type: ignore[attr-defined]
 
 
 def _copy_left(left: dict[str, Any], saved: SessionMixin) -> dict[str, Any]:

@@ -111,8 +111,16 @@ class Hub:
 
     def prepare(
         self, request: Request, subprotocol: str | None, agreement: Agreement | None, scope: Scope | None = None,
+        own: Options | None = None,
     ) -> Connection:
         """Return a CONNECTING connection whose thread has started and waits.
+
+        Args:
+            request: the opening handshake.
+            subprotocol: what was agreed on.
+            agreement: likewise, about compression.
+            scope: within what the application's code runs; None for nothing.
+            own: the options of this connection; None for those of the manager.
 
         Raises:
             HandshakeError: 503 or 429, when there may be no more connections.
@@ -127,7 +135,7 @@ class Hub:
             raise _overload(f"{full} is {getattr(options, full)}", status)
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
-            link = Link(request, options, housekeeper, self.registry, agreement=agreement, scope=scope)
+            link = Link(request, own or options, housekeeper, self.registry, agreement=agreement, scope=scope)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
         except BaseException as error:

@@ -11,6 +11,7 @@ import logging
 import sys
 import threading
 import traceback
+from typing import Any
 
 from werkzeug.wrappers import Request
 
@@ -52,9 +53,22 @@ def tell_aside(level: int, message: str, *args: object, patience: float = 0.0) -
         thread.join(patience)
 
 
+def path_of(environ: dict[str, Any]) -> str:
+    """Return the path of a request as its client has sent it, with what the application is mounted below."""
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path.encode("latin-1").decode(errors="replace")  # PEP 3333
+
+
 def name_of(request: Request) -> str:
     """Return what log lines call the connection that came of a request."""
-    return f"WebSocket {request.remote_addr or 'local'} {request.path!r}"
+    return f"WebSocket {request.remote_addr or 'local'} {path_of(request.environ)!r}"
+
+
+def tell_refusal(environ: dict[str, Any], reason: object) -> None:
+    """Log a handshake that is refused; see :func:`tell`."""
+    tell(
+        logging.WARNING, "refused handshake: %r %r from %r: %s",  # All of it comes from the peer, line breaks and all.
+        environ.get("REQUEST_METHOD"), path_of(environ), environ.get("REMOTE_ADDR"), reason)
 
 
 def note_told(error: Exception) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from types import EllipsisType
 from typing import Any
 
 from werkzeug.datastructures import EnvironHeaders, Headers
@@ -28,7 +28,7 @@ from .connection import Connection, link_of
 from .detach import Detached
 from .exceptions import DetachError, HandshakeError
 from .link import Link, Scope
-from .logs import tell
+from .logs import tell_refusal
 from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
 from .transport import Transport
@@ -86,6 +86,7 @@ class Upgrader:
         *,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         scope: Scope | None = None,
+        max_message_size: int | None | EllipsisType = ...,
     ) -> Response:
         """Return the response that makes a WebSocket out of a request, or refuses it.
 
@@ -94,11 +95,15 @@ class Upgrader:
             headers: more headers for the 101.
             scope: ``scope(conn)`` returns a context manager within which each callback of this connection runs, or
                 the handler of a blocking manager. None for nothing; :mod:`wsthread.flask` gives Flask's contexts.
+            max_message_size: for this connection, as the option of :class:`wsthread.Manager`. Default: the manager's.
 
         Returns:
             A 101, to be returned from the view as it is. A refusal is a response too: 400, 403, 405, 426 or 501, with
             a sentence that tells what to change, which is logged as well. A 101 may still become a 429 or a 503 when
             the server calls it.
+
+        Raises:
+            ValueError: the ``max_message_size`` makes no sense.
         """
         if not isinstance(request, Request):
             request = Request(request, populate_request=False)
@@ -111,7 +116,11 @@ class Upgrader:
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
         extension = None if agreement is None else agreement.extension
         response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
-        prepare = functools.partial(hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope)
+        options = None
+        if max_message_size is not ...:
+            options = replace(self._manager.options, max_message_size=max_message_size)
+        prepare = functools.partial(
+            hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope, options)
         setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
@@ -121,10 +130,7 @@ class Upgrader:
 
     def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
         hub_of(self._manager).counters.refuse(f"{error.status.value} {error.status.phrase}")
-        tell(
-            # All of it comes from the peer, line breaks and all.
-            logging.WARNING, "refused handshake: %r %r from %r: %s",
-            environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR"), error)
+        tell_refusal(environ, error)
         return Response.from_app(error, environ)
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
