@@ -84,9 +84,9 @@ class Sender(Writer):
             self._check_open()
             data = self.protocol.send_prepared(message)
             is_newly_slow = False
-            if is_overflowing(self.outbox, len(data), self._options):
-                is_newly_slow, self._is_slow = not self._is_slow, True
-                verdict = judge(self.outbox, len(data), self._options)
+            if is_overflowing(self.outbox, len(data), self.options):
+                is_newly_slow, self.is_slow = not self.is_slow, True
+                verdict = judge(self.outbox, len(data), self.options)
                 self.messages_dropped += verdict.dropped
                 if verdict.close:
                     self._close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
@@ -126,7 +126,7 @@ class Sender(Writer):
     def pong(self, payload: bytes) -> None:
         """Answer a Ping. A peer that takes nothing gets no more answers: RFC 6455 5.5.3 lets us skip Pings."""
         with self.send_lock:
-            if self.ending.state is _OPEN and self.outbox.size < self._options.max_outbox_size:
+            if self.ending.state is _OPEN and self.outbox.size < self.options.max_outbox_size:
                 self.write_unattended(self.protocol.send_pong(payload))
 
     def note_pong(self, payload: bytes) -> None:

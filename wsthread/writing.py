@@ -47,12 +47,13 @@ class Writer(SendState):
         deadlines: the connection's.
         is_let_in: whether the connection has become one of its manager's ``connections``. Nothing is clear before.
         messages_dropped: how many were given up for a peer that is too slow.
+        options: the manager's.
+        is_slow: whether the outbox has overflown since it was empty.
     """
 
     __slots__ = (
-        "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "_options",
-        "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
-        "_is_slow",
+        "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "options",
+        "is_slow", "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
     )
 
     def __init__(
@@ -70,7 +71,7 @@ class Writer(SendState):
         self.transport: Transport | None = None
         self.deadlines = deadlines
         self.is_let_in = False
-        self._options = options
+        self.options = options
         self._housekeeper = housekeeper
         self.registry = registry
         self._is_watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
@@ -78,7 +79,7 @@ class Writer(SendState):
         self._progress: threading.Condition | None = None  # For the others who wait; made by the first of them.
         self._held: list[bytes] = []
         self._is_flushed_soon = False  # Whether the housekeeper was told of them.
-        self._is_slow = False  # Whether the outbox has overflown since it was empty.
+        self.is_slow = False
 
     # Without the send lock
 
@@ -230,7 +231,7 @@ class Writer(SendState):
         if outbox.size:
             self.watch()
         else:
-            self._is_slow = False
+            self.is_slow = False
             self.update_clear()
             self._unwatch()
         self._wake()
@@ -272,7 +273,7 @@ class Writer(SendState):
             ConnectionClosed: the connection broke meanwhile.
             TimeoutError: the peer took nothing for ``write_timeout``, or the deadline is over. The connection is cut.
         """
-        patience = math.inf if self._options.write_timeout is None else self._options.write_timeout
+        patience = math.inf if self.options.write_timeout is None else self.options.write_timeout
         sent, stuck_at = self.bytes_sent, clock.now() + patience
         try:
             while not is_over():
