@@ -85,7 +85,8 @@ class Manager:
             How many got it, and how many did not. It is false when no connection took the message.
 
         Raises:
-            TypeError: the payload is neither str nor bytes-like; ``to`` or ``exclude`` is something else.
+            TypeError: the payload is neither str nor bytes-like; ``to`` or ``exclude`` is something else, such as the
+                id of a connection.
         """
         return self._hub.broadcast(PreparedMessage(payload), to, exclude)
 
