@@ -85,7 +85,7 @@ TO: list[tuple[str, Callable[[Crowd], Any], str, int]] = [
     ("a mixture that overlaps", lambda crowd: [crowd.conns[0], "a", crowd.conns[1], "a"], "01", 0),
     ("nobody, as a list", lambda crowd: [], "", 0),
     ("nobody, as a tuple", lambda crowd: (), "", 0),
-    ("nobody, as a generator", lambda crowd: (name for name in ()), "", 0),
+    ("nobody, as an iterator", lambda crowd: iter(()), "", 0),
     ("another manager's", lambda crowd: crowd.other, "", 1),
     ("one that is closed", lambda crowd: crowd.closed, "", 1),
     ("one that is not let in", lambda crowd: crowd.stranger, "", 1),
@@ -241,6 +241,7 @@ def test_a_connection_of_a_handler(connect: Connect) -> None:
 
     def handler(conn: Connection) -> None:
         for message in conn:
+            assert isinstance(message, str)
             manager[0].broadcast(f"re {message}", to=conn)
 
     manager.append(SimpleManager(handler))
@@ -252,7 +253,11 @@ def test_a_connection_of_a_handler(connect: Connect) -> None:
 
 @pytest.mark.parametrize("group", [7, None, b"room", ["room"], True], ids=repr)
 def test_a_group_is_a_str(connect: Connect, group: Any) -> None:
-    conn, _ = run_handler(connect, lambda conn: conn.join("room") or conn.receive())  # type: ignore[func-returns-value]
+    def handler(conn: Connection) -> None:
+        conn.join("room")
+        conn.receive()
+
+    conn, _ = run_handler(connect, handler)
     wait_until(lambda: conn.groups == {"room"})
     for call in (conn.join, conn.leave, Manager().members):
         with pytest.raises(TypeError, match="^a group is a str, not "):
