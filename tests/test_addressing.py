@@ -45,7 +45,10 @@ def crowd(connect: Connect) -> Iterator[Crowd]:
             release.wait(TIMEOUT)
 
     manager = ListenableManager(on_connect=on_connect)
-    pairs = [connect(manager) for _ in range(3)]
+    pairs = []
+    for number in range(1, 4):
+        pairs.append(connect(manager))
+        wait_until(lambda: len(manager.connections) == number)
     conns = [conn for conn, _ in pairs]
     for group, numbers in (("a", (0, 1)), ("b", (1, 2))):
         for number in numbers:

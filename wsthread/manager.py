@@ -44,7 +44,7 @@ class Manager:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """The connections, oldest first. Any thread may look.
+        """The connections, in the order in which they were let in. Any thread may look.
 
         A connection is among them, and in its groups, and gets broadcasts, from the moment it is let in until it begins
         to close. It is let in when its ``on_connect`` has returned, or before that when it joins a group, sends or
