@@ -87,7 +87,7 @@ def test_round_trip_of_any_value(value: Any) -> None:
     ((1, (2,)), "[1,[2]]"),
     (Point(1, 2.5), "[1,2.5]"),
     (Colour.RED, "1"),
-    ({1: "a", None: "b", 2.5: "c", True: "d"}, '{"1":"d","null":"b","2.5":"c"}'),
+    ({1: "a", None: "b", 2.5: "c", False: "d"}, '{"1":"a","null":"b","2.5":"c","false":"d"}'),
     (OrderedDict([("z", 1), ("a", 2)]), '{"z":1,"a":2}'),
     ("ä", '"\\u00e4"'),
     ("\ud800", '"\\ud800"'),

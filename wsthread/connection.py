@@ -176,10 +176,11 @@ class Connection:
     def receive_json(self, timeout: float | None = None) -> Any:
         """Wait for the next message like :meth:`receive`; return the value that its JSON stands for (RFC 8259).
 
-        A binary message holds it in UTF-8.
+        In a binary message it is JSON in UTF-8.
 
         Raises:
-            InvalidJSON: the message is no JSON, or nested too deeply. It is a ValueError too; the connection stays open.
+            InvalidJSON: the message is no JSON, or nested too deeply. It is a ValueError too; the connection stays
+                open.
             TimeoutError, ConnectionClosed, RuntimeError: see :meth:`receive`.
         """
         message = self.receive(timeout)
