@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -550,6 +551,16 @@ CLOSING: dict[str, Callable[[Connection, Peer], Any]] = {
 }
 
 
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Let threads take turns as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("eager_threads")
 @pytest.mark.parametrize("closing", CLOSING)
 @pytest.mark.parametrize("letting_in", LETTING_IN)
 def test_letting_in_races_closing(connect: Connect, letting_in: str, closing: str) -> None:
@@ -579,6 +590,31 @@ def test_letting_in_races_closing(connect: Connect, letting_in: str, closing: st
     assert errors == []
 
 
+@pytest.mark.parametrize("end", [Connection.close, Connection.terminate])
+def test_an_end_waits_for_letting_in(monkeypatch: pytest.MonkeyPatch, end: Callable[[Connection], None]) -> None:
+    """The worst moment for it, each time."""
+    over = threading.Event()
+    manager = SimpleManager(lambda conn: conn.context.wait(TIMEOUT))
+    conn, peer = prepare(manager, over)
+    registry = hub_of(manager).registry
+    add = registry.add
+    ending = threading.Thread(target=end, args=(conn,))
+
+    def end_and_add(key: str, member: Connection) -> None:
+        ending.start()
+        ending.join(0.05)  # It must not get far.
+        add(key, member)
+
+    monkeypatch.setattr(registry, "add", end_and_add)
+    with peer.socket:
+        with suppress(ConnectionClosed):
+            conn.join("room")
+        ending.join()
+        assert manager.connections == manager.members("room") == ()
+        over.set()
+
+
+@pytest.mark.usefixtures("eager_threads")
 def test_many_threads_race_for_one_connection() -> None:
     """Joins, sends and closes of several threads, for connections that nobody has let in."""
     manager = SimpleManager(lambda conn: conn.context.wait(TIMEOUT))
