@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer import TIMEOUT, Connect, Peer, connect, run_handler
+from servers import wait_until
 
 from wsthread import Connection, ConnectionClosed, InvalidJSON, Opcode, SimpleManager, Upgrader, testing
 
@@ -243,7 +244,7 @@ def test_bad_json_that_nobody_catches(connect: Connect, caplog: pytest.LogCaptur
     _, peer = run_handler(connect, handler)
     peer.send(Opcode.TEXT, b"{")
     assert peer.read_close() == 1011
-    assert "InvalidJSON" in caplog.text
+    wait_until(lambda: "InvalidJSON" in caplog.text)
 
 
 def test_the_rest_is_as_for_receive_and_send(connect: Connect) -> None:

@@ -418,7 +418,7 @@ def fail(conn: Connection) -> None:
 
 MISBEHAVIOURS: dict[str, tuple[Misbehaviour, int]] = {
     "raises": (fail, 1011),
-    "exits": (lambda conn: sys.exit(3), 1000),
+    "exits": (lambda conn: sys.exit(3), 1011),
     "closes": (lambda conn: conn.close(4000), 4000),
     "closes twice": (lambda conn: (conn.close(4000), conn.close(4001)), 4000),
     "terminates": (Connection.terminate, 1006),
@@ -549,7 +549,8 @@ def test_stats(connect: Connect) -> None:
     manager = recorder.manager
     assert manager.stats() == {
         "connections": {"open": 0, "closing": 0}, "threads": 0, "accepted": 0, "refused": {}, "closed": {}, "slow": 0,
-        "speedups": active, "queued_bytes": 0, "messages_received": 0, "messages_sent": 0,
+        "speedups": active, "queued_bytes": 0, "inbox_bytes": 0, "lingering": 0, "messages_received": 0,
+        "messages_sent": 0,
         "messages_dropped": 0, "bytes_received": 0, "bytes_sent": 0,
     }
     (ada, ada_peer), (bob, bob_peer) = open_all(manager, connect, 2)
@@ -653,6 +654,7 @@ def test_the_line_in_the_log_for_each_end(connect: Connect, caplog: pytest.LogCa
     assert peer.read() == (Opcode.TEXT, b"hi")
     peer.close_frame(4321, "bye")
     recorder.wait_closed()
+    wait_until(lambda: recorder.manager.stats()["threads"] == 0)
     lines = [record.getMessage() for record in caplog.records if "/logged" in record.getMessage()]
     assert len(lines) == 1
     assert lines[0].startswith("WebSocket 127.0.0.1 '/logged': closed with 4321 'bye' after 0.")

@@ -24,8 +24,8 @@ from wsthread.upgrader import UpgraderArguments
 ROOT = Path(__file__).parent.parent
 SHUTDOWN = ["shutdown_code", "shutdown_timeout", "shutdown_spread"]  # Their values have tests of their own.
 NUMBERS = [field.name for field in fields(Options) if field.name not in ["overflow", *SHUTDOWN]]
-SIZES = ["max_message_size", "max_outbox_size"]
-REQUIRED = ["max_outbox_size", "close_timeout"]
+SIZES = ["max_message_size", "max_outbox_size", "max_inbox_size"]
+REQUIRED = ["max_outbox_size", "max_inbox_size", "close_timeout"]
 
 
 @pytest.mark.parametrize("name", NUMBERS)

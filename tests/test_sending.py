@@ -13,6 +13,7 @@ from servers import wait_until
 from wire import BINARY, client_frame
 
 from wsthread import Connection, ConnectionClosed, Deflate, ListenableManager, Opcode, SimpleManager
+from wsthread.connection import link_of
 from wsthread.wire.deflate import Agreement, Inflater
 
 __all__ = ["connect"]
@@ -38,13 +39,13 @@ def test_a_large_broadcast_leaves_in_parts(connect: Connect) -> None:
 def test_compression_begins_where_it_was_agreed(connect: Connect, threshold: int) -> None:
     manager = ListenableManager()
     agreement = Agreement(Deflate(threshold=threshold), False, False, 15, 15, "permessage-deflate")
-    _, compressing = connect(manager, agreement=agreement)
+    conn, compressing = connect(manager, agreement=agreement)
     _, plain = connect(manager)
     wait_until(lambda: len(manager.connections) == 2)
     for size in (0, 1, 125, 126, 299, 300, (1 << 16) - 1, 1 << 16):
         payload = bytes(size)
         assert manager.broadcast(payload).sent == 2
-        manager.connections[0].send(payload)
+        conn.send(payload)
         assert plain.read() == (Opcode.BINARY, payload)
         for _ in range(2):
             opcode, octets = compressing.read()
@@ -87,13 +88,16 @@ def test_a_connection_that_was_reset_says_so(connect: Connect) -> None:
     for _ in range(2):
         conn, peer = connect(manager)
         conns.append(conn)
-        wait_until(lambda: len(manager.connections) == len(conns))
+        wait_until(lambda: conn in manager.connections)
+        link_of(conn).receiver.lock.acquire()  # So that nobody reads it before it is sent to.
         peer.reset()
-        assert sender_of(conn).transport is not None
-        assert sender_of(conn).transport.wait(readable=True, timeout=10)
+        transport = sender_of(conn).transport
+        assert transport is not None and transport.wait(readable=True, timeout=10)
     with pytest.raises(ConnectionClosed, match="Connection reset by peer"):
         conns[0].send("a")
     assert manager.broadcast("b") == (0, 0, 0, 1)  # The first has left.
+    for conn in conns:
+        link_of(conn).receiver.lock.release()
     release.set()
     wait_until(lambda: all(conn.closed for conn in conns))
     assert {conn.close_reason for conn in conns} == {"[Errno 104] Connection reset by peer"}

@@ -61,9 +61,6 @@ class ClientConnection:
         headers: names and values of the server's 101, as they came.
         timeout: seconds that a call waits unless it is told otherwise.
         pings: how many Pings of the server came so far.
-        close_code: None while it is open; then the code of the server's Close, 1005 when that had none, or 1006 when
-            the connection ended without one.
-        close_reason: likewise; the server's reason, or "" without one.
     """
 
     def __init__(
@@ -74,8 +71,7 @@ class ClientConnection:
         self.headers = list(headers)
         self.timeout = timeout
         self.pings = 0
-        self.close_code: int | None = None
-        self.close_reason: str | None = None
+        self._ending: Close | None = None
         self._socket = ClientSocket(sock)
         self._reader = MessageReader(max_size=max_message_size, masked=False)
         self._reader.feed(unread)
@@ -95,6 +91,16 @@ class ClientConnection:
             self.close()
         else:
             self._socket.close()
+
+    @property
+    def close_code(self) -> int | None:
+        """None while it is open; then the code of the server's Close, 1005 for none, or 1006 when no Close came."""
+        return None if self._ending is None else self._ending.code
+
+    @property
+    def close_reason(self) -> str | None:
+        """None while it is open; then the server's reason, or "" without one."""
+        return None if self._ending is None else self._ending.reason
 
     @property
     def closed(self) -> bool:
@@ -144,7 +150,7 @@ class ClientConnection:
             yield message
 
     def ping(self, timeout: float | None = None) -> None:
-        """Send a Ping and wait for its Pong, which a server of wsthread sends when it has handled all sent before.
+        """Send a Ping and wait for its Pong.
 
         The server's Pings are answered meanwhile, and messages kept for :meth:`receive`.
 
@@ -154,7 +160,7 @@ class ClientConnection:
         Raises:
             ConnectionClosed: it is closed, or was instead.
             ProtocolError: the server broke RFC 6455; the connection is over.
-            TimeoutError: there was no Pong in time, perhaps because a callback takes longer.
+            TimeoutError: there was no Pong in time.
         """
         deadline, payload = self._deadline(timeout), secrets.token_bytes(4)
         self._send(Frame(Opcode.PING, payload), deadline)
@@ -184,7 +190,7 @@ class ClientConnection:
         try:
             self._take_arrived(deadline)
             self._send_close(Close(code, reason), deadline)
-            while self.close_code is None:
+            while self._ending is None:
                 self._read(deadline)
             while self._socket.recv(deadline):  # Nothing counts behind a Close, but the server ends the connection.
                 pass
@@ -199,9 +205,13 @@ class ClientConnection:
     def _deadline(self, timeout: float | None) -> float:
         return time.monotonic() + (self.timeout if timeout is None else timeout)
 
+    def closed_error(self, ending: Close) -> ConnectionClosed:
+        """Return what calls raise that come too late; a subclass may tell more."""
+        return ConnectionClosed(*ending)
+
     def _raise_if_closed(self) -> None:
-        if self.close_code is not None:
-            raise ConnectionClosed(self.close_code, self.close_reason or "")
+        if self._ending is not None:
+            raise self.closed_error(self._ending)
 
     def _send(self, frame: Frame, deadline: float) -> None:
         self._take_arrived(deadline)
@@ -211,7 +221,7 @@ class ClientConnection:
         except TimeoutError:
             raise TimeoutError("the server does not read") from None
         except OSError:
-            while self.close_code is None:  # What it said before it closed.
+            while self._ending is None:  # What it said before it closed.
                 self._read(deadline)
             self._raise_if_closed()
 
@@ -293,14 +303,14 @@ class ClientConnection:
         """Do what a client does that reads all the time, before it sends."""
         now = time.monotonic()
         try:
-            while self.close_code is None:
+            while self._ending is None:
                 self._read(now, reply_deadline)
         except TimeoutError:
             pass  # That was all.
 
     def _note_close(self, close: Close) -> None:
-        if self.close_code is None:
-            self.close_code, self.close_reason = close
+        if self._ending is None:
+            self._ending = close
 
 
 def _masked(frame: Frame) -> bytes:

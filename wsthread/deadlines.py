@@ -37,7 +37,8 @@ class Deadlines:
     """
 
     __slots__ = (
-        "due", "latency", "last_pong", "_options", "_close_at", "_stuck_at", "_sent", "_idle_at", "_ping_at",
+        "due", "latency", "last_pong", "_options", "_close_at", "_closing_sent", "_stuck_at", "_sent", "_idle_at",
+        "_ping_at",
         "_gone_at", "_seen", "_pinged_at", "_pings", "_answered",
     )
 
@@ -45,7 +46,8 @@ class Deadlines:
         self.latency: float | None = None
         self.last_pong: float | None = None
         self._options = options
-        self._close_at = math.inf  # When the closing handshake must be over.
+        self._close_at = math.inf  # When the closing handshake must be over, ...
+        self._closing_sent = 0  # ... or more than this must have left of what comes before our Close.
         self._stuck_at = math.inf  # When something must have left the outbox, ...
         self._sent = 0  # ... more than this.
         self._idle_at = math.inf if options.read_timeout is None else now + options.read_timeout
@@ -63,8 +65,12 @@ class Deadlines:
         """What the last Ping carries, for its Pong to be told from others."""
         return b"%d" % self._pings
 
-    def closing(self, now: float) -> None:
-        """A Close was sent or received."""
+    def closing(self, now: float, sent: int = 0) -> None:
+        """A Close was sent or received, from which on the peer's part may take ``close_timeout``.
+
+        To be told again when it has left, if it had to wait behind other bytes, of which ``sent`` left so far.
+        """
+        self._closing_sent = sent
         self._close_at = now + self._options.close_timeout
         self._update_due()
 
@@ -105,7 +111,9 @@ class Deadlines:
         # A peer that takes what waits is alive, even if it gets to the Ping late. What the kernel took while nothing
         # had to wait, such as the Ping itself, tells nothing about the peer.
         alive = unread or received != self._seen[0] or (waiting and sent != self._seen[1])
-        if now >= self._close_at:
+        if now >= self._close_at and waiting and sent != self._closing_sent:
+            self.closing(now, sent)  # The peer still takes what comes before our Close.
+        elif now >= self._close_at:
             action, reason = Action.CUT, f"timeout of {options.close_timeout:g} s"
         elif now >= self._stuck_at and waiting and sent == self._sent:
             action, reason = Action.CUT, f"the peer took nothing for {options.write_timeout:g} s"

@@ -54,13 +54,15 @@ class Ending:
     Attributes:
         state: the :class:`State` of this moment.
         failure: why the connection ends without a Close of the peer; None as long as there is no reason.
+        is_ours: whether we ended it and not the peer, so that its messages do not count any more.
     """
 
-    __slots__ = ("state", "failure", "_protocol")
+    __slots__ = ("state", "failure", "is_ours", "_protocol")
 
     def __init__(self, protocol: Protocol) -> None:
         self.state = State.CONNECTING
         self.failure: Close | None = None
+        self.is_ours = False
         self._protocol = protocol  # It knows which Close was sent, and which was received.
 
     @property
@@ -68,10 +70,15 @@ class Ending:
         """What the connection ended with; None as long as that is not known."""
         return self._protocol.close_received or self.failure
 
-    def close(self) -> bool:
-        """Begin to close; tell whether that was the first event, so that a Close has to be sent."""
+    def close(self, *, is_ours: bool) -> bool:
+        """Begin to close; tell whether that was the first event, so that a Close has to be sent.
+
+        Args:
+            is_ours: whether it is our wish, and no answer to what the peer did.
+        """
         if self.state is State.OPEN:
             self.state = State.CLOSING
+            self.is_ours = is_ours
             return True
         return False
 

@@ -212,7 +212,7 @@ class ListenableManager(Manager):
             del payload  # The next one may take long to come.
             link.callback = None
 
-    def report_error(self, conn: Connection, error: Exception) -> None:
+    def report_error(self, conn: Connection, error: BaseException) -> None:
         """Call ``on_error``."""
         link_of(conn).call_aside(self._callbacks["on_error"], conn, error)
 

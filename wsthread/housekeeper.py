@@ -7,6 +7,7 @@ code.
 
 from __future__ import annotations
 
+import logging
 import selectors
 import socket
 import threading
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from . import clock
-from .logs import logger
+from .logs import tell
 
 TICK = 0.25  # Seconds between two looks at the deadlines, unless a manager wants it shorter.
 SOON = 0.01  # Seconds until :meth:`Housekeeper.flush_soon` flushes.
@@ -34,7 +35,8 @@ class Housekeeper:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # Guards everything below; the selector's registrations, not its waiting.
-        self._started = False
+        self._thread: threading.Thread | None = None
+        self._is_stopping = False
         self._tick = TICK
         self._checked: weakref.WeakSet[Checked] = weakref.WeakSet()
         self._soon: list[Callable[[], None]] = []
@@ -55,19 +57,39 @@ class Housekeeper:
         with self._lock:
             self._checked.add(checked)
             self._tick = min(self._tick, tick)
-            if not self._started:
-                threading.Thread(target=self._run, name="wsthread-housekeeper", daemon=True).start()
-                self._started = True
+            if self._thread is not None and self._thread.is_alive():
+                return
+            has_died = self._thread is not None and not self._is_stopping
+            self._is_stopping = False
+            thread = threading.Thread(target=self._run, name="wsthread-housekeeper", daemon=True)
+            thread.start()
+            self._thread = thread
+        if has_died:
+            tell(logging.ERROR, "the housekeeper's thread had died; it was started again")
+
+    def stop(self) -> None:
+        """End the thread and wait for that. A later :meth:`add` starts it again."""
+        with self._lock:
+            self._is_stopping, thread = True, self._thread
+        self._wake_write.send(b"\0")
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
 
     def watch(self, fd: int, flush: Callable[[], None]) -> None:
         """Call ``flush`` whenever the file descriptor takes bytes, until :meth:`unwatch`."""
         with self._lock:
-            self._selector.register(fd, selectors.EVENT_WRITE, flush)
+            try:
+                self._selector.register(fd, selectors.EVENT_WRITE, flush)
+            except KeyError:  # A signal handler that raised came between this call and its caller, once.
+                self._selector.modify(fd, selectors.EVENT_WRITE, flush)
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; call it before the file descriptor is closed."""
         with self._lock:
-            self._selector.unregister(fd)
+            try:
+                self._selector.unregister(fd)
+            except KeyError:  # Likewise.
+                pass
 
     def flush_soon(self, flush: Callable[[], None]) -> None:
         """Call ``flush`` once, after :data:`SOON`."""
@@ -85,13 +107,17 @@ class Housekeeper:
 
     def _run(self) -> None:
         next_check = clock.now() + self._tick
-        while True:
-            for key, _ in self._selector.select(max(0.0, next_check - clock.now())):
-                _survive(key.data)
-            now = clock.now()
-            if now >= next_check:
-                self._check_all(now)
-                next_check = now + self._tick
+        while not self._is_stopping:
+            try:
+                for key, _ in self._selector.select(max(0.0, next_check - clock.now())):
+                    _survive(key.data)
+                now = clock.now()
+                if now >= next_check:
+                    next_check = now + self._tick
+                    self._check_all(now)
+            except Exception as error:  # Such as a MemoryError.
+                tell(logging.ERROR, "error in the housekeeper's thread", error=error)
+                time.sleep(SOON)
 
     def _flush_all_soon(self) -> None:
         self._wake_read.recv(1)
@@ -111,5 +137,5 @@ class Housekeeper:
 def _survive(function: Callable[..., None], *args: float) -> None:
     try:
         function(*args)
-    except Exception:  # The thread has to live on; the bug has to be seen.
-        logger.exception("error in the housekeeper's thread")
+    except Exception as error:  # The thread has to live on; the bug has to be seen.
+        tell(logging.ERROR, "error in the housekeeper's thread", error=error)

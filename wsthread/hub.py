@@ -10,6 +10,8 @@ of a process, so a manager may be made before the server forks its workers.
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 from collections import Counter
 from http import HTTPStatus
@@ -22,7 +24,7 @@ from .addressing import Addressees, choose
 from .connection import Connection, let_in, link_of, senders_of
 from .exceptions import ConnectionClosed, HandshakeError
 from .link import Link, Scope
-from .logs import logger
+from .logs import tell, tell_aside
 from .options import Options
 from .overflow import Posted
 from .registry import Registry
@@ -32,6 +34,9 @@ from .stats import Counters, Totals
 from .wire.deflate import Agreement
 from .wire.messages import PreparedMessage
 from .wire.protocol import Close
+
+_PATIENCE = 1.0  # Seconds to wait for a line of the log.
+_LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
 
 
 class Broadcast(NamedTuple):
@@ -59,7 +64,7 @@ class Reports(Protocol):
     def serve(self, conn: Connection) -> None:
         """Do the work of one connection, in its thread."""
 
-    def report_error(self, conn: Connection, error: Exception) -> None:
+    def report_error(self, conn: Connection, error: BaseException) -> None:
         """The application's code raised an exception."""
 
     def report_slow(self, conn: Connection) -> None:
@@ -94,9 +99,11 @@ class Hub:
         self.registry: Registry[Connection] = Registry()
         self.counters = Counters()
         self._shutdown = Shutdown()
-        self._lock = threading.Lock()  # Guards changes of the next two, by the ids of their threads.
-        self._alive: dict[int, Connection] = {}
+        self._lock = threading.Lock()  # Guards changes of the next three.
+        self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
+        # Those whose handlers go on, with the time from which on that deserves a line in the log.
+        self._lingering: dict[Connection, float] = {}
 
     # One connection
 
@@ -121,9 +128,11 @@ class Hub:
             link = Link(request, options, housekeeper, self.registry, agreement=agreement, scope=scope)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
-        except (RuntimeError, OSError) as error:
+        except BaseException as error:
             self.registry.dismiss(address)
-            raise _overload(f"no thread can be started ({error})") from error
+            if isinstance(error, (RuntimeError, OSError, MemoryError)):
+                raise _overload(f"no thread can be started ({error or type(error).__name__})") from error
+            raise
         return conn
 
     def arrive(self, conn: Connection) -> None:
@@ -137,27 +146,34 @@ class Hub:
         """Do the work of one connection, in its thread."""
         self._reports.serve(conn)
 
-    def report_error(self, conn: Connection, error: Exception) -> None:
+    def report_error(self, conn: Connection, error: BaseException) -> None:
         """Tell of an exception of the application's code."""
         self._reports.report_error(conn, error)
 
     def depart(self, conn: Connection) -> None:
         """Note that a connection is CLOSED; its thread calls it."""
         link = link_of(conn)
-        totals = link.totals()
         with self._lock:  # So that stats() counts it once.
             own = threading.get_ident()
             self._alive.pop(own, None)
+            self._lingering.pop(conn, None)
             self._departed[own] = conn
-            self.counters.finish(conn.close_code or 0, totals)
-        logger.info(
-            "%s: closed with %s %r after %.1f s; %d messages of %d bytes in, %d of %d out, %d dropped",
-            conn, conn.close_code, conn.close_reason, link.age, totals.messages_received, totals.bytes_received,
-            totals.messages_sent, totals.bytes_sent, totals.messages_dropped)
+            self.counters.finish(conn.close_code or 0, link.totals())
+        for complaint in link.receiver.complaints:  # on_close does not wait long for a handler of the log.
+            tell_aside(logging.WARNING, "%s: %s", conn, complaint, patience=_PATIENCE)
 
     def report_close(self, conn: Connection) -> None:
         """Tell of the end of a connection; its thread calls it."""
         self._reports.report_close(conn)
+
+    def tell_end(self, conn: Connection) -> None:
+        """Log the end of a connection; its thread calls it."""
+        link = link_of(conn)
+        totals = link.totals()
+        tell(
+            logging.INFO, "%s: closed with %s %r after %.1f s; %d messages of %d bytes in, %d of %d out, %d dropped",
+            conn, conn.close_code, conn.close_reason, link.age, totals.messages_received, totals.bytes_received,
+            totals.messages_sent, totals.bytes_sent, totals.messages_dropped)
 
     def dismiss(self, conn: Connection) -> None:
         """Note that the thread of a connection ends; it calls it."""
@@ -215,8 +231,10 @@ class Hub:
             return None
 
     def _note_slow(self, conn: Connection) -> None:
-        logger.warning("%s: the peer is too slow, %d bytes wait (%s)", conn, conn.queued_bytes, self._options.overflow)
         self.counters.slow()
+        tell(
+            logging.WARNING, "%s: the peer is too slow, %d bytes wait (%s)", conn, conn.queued_bytes,
+            self._options.overflow)
         thread.guard(conn, self, self._reports.report_slow)
 
     def close(self, members: tuple[Connection, ...], close: Close) -> int:
@@ -232,11 +250,10 @@ class Hub:
         with self._lock:
             alive, counts = list(self._alive.values()), self.counters.snapshot()
         totals = Totals.sum((counts.finished, *(link_of(conn).totals() for conn in alive)))
+        states = Counter(link_of(conn).stage for conn in alive)
         return {
-            "connections": {
-                "open": sum(conn.connected and link_of(conn).sender.is_let_in for conn in alive),
-                "closing": sum(not conn.connected for conn in alive),
-            },
+            "connections": {stage: states[stage] for stage in ("open", "closing")},
+            "lingering": states["lingering"],
             "threads": self.registry.admitted,
             "accepted": counts.accepted,
             "refused": counts.refused,
@@ -244,6 +261,7 @@ class Hub:
             "slow": counts.slow,
             "speedups": speedups.active,
             "queued_bytes": sum(conn.queued_bytes for conn in alive),
+            "inbox_bytes": sum(link_of(conn).receiver.inbox_size for conn in alive),
             **totals._asdict(),
         }
 
@@ -264,8 +282,22 @@ class Hub:
         self._shutdown.go_on(now)
         for conn in self.alive():
             link = link_of(conn)
-            if link.due <= now and not link.is_over:
-                link.check(now)
+            link.check(now)
+            if link.is_over:
+                self._note_lingering(conn, now)
+
+    def _note_lingering(self, conn: Connection, now: float) -> None:
+        """Tell the operator once of a handler that goes on long after its connection has ended."""
+        with self._lock:
+            if conn not in self._alive.values():
+                return  # It has just departed.
+            told_at = self._lingering.setdefault(conn, now + _LINGERING)
+            if now < told_at:
+                return
+            self._lingering[conn] = math.inf
+        tell_aside(
+            logging.WARNING, "%s: its handler goes on, %g s after the connection has ended; it holds a thread and "
+            "counts in max_connections:\n%s", conn, _LINGERING, link_of(conn).stack())
 
     @property
     def shutdown_timeout(self) -> float:

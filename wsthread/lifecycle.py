@@ -10,6 +10,7 @@ Managers enter with their first connection. All of it is per process: a child of
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import threading
@@ -18,7 +19,7 @@ from typing import Protocol
 
 from . import clock, servers
 from .housekeeper import Housekeeper
-from .logs import logger
+from .logs import tell
 
 
 class Inhabitant(Protocol):
@@ -94,7 +95,7 @@ def dump_on_signal(signum: int) -> None:
 
 def _log_dumps() -> None:
     for manager in managers():
-        logger.warning("%s: %s", manager, manager.dump())
+        tell(logging.WARNING, "%s: %s", manager, manager.dump())
 
 
 def managers() -> list[Inhabitant]:
@@ -109,6 +110,8 @@ def _shut_down_all() -> None:
     deadlines = [manager.begin_shutdown() + servers.time_to_stop(manager.shutdown_timeout) for manager in stopping]
     for manager in stopping:
         manager.finish_shutdown(max(0.0, max(deadlines) - clock.now()))
+    if _housekeeper is not None:
+        _housekeeper.stop()  # The end of a sub-interpreter allows no other thread.
 
 
 def _reset_all() -> None:

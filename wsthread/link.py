@@ -4,15 +4,18 @@
 
     CONNECTING ──101 is on its way──> OPEN ──any event of wsthread.ending──> CLOSING ──socket closed──> CLOSED
 
-A connection has a thread of its own (:mod:`wsthread.thread`). It alone receives, and it alone brings the connection to
-CLOSED: whoever wants the connection to end lets it begin to close, or cuts it, and the thread wakes up from its read.
+A connection has a thread of its own (:mod:`wsthread.thread`). It receives, and it brings the connection to CLOSED:
+whoever wants the connection to end lets it begin to close, or cuts it, and the thread wakes up from its read. While it
+runs the application's code, the housekeeper's thread does both in its place (:mod:`wsthread.receiving`).
 """
 
 from __future__ import annotations
 
 import random
 import secrets
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
@@ -31,7 +34,6 @@ from .sending import Sender
 from .stats import Totals
 from .transport import Transport
 from .wire.deflate import Agreement
-from .wire.frames import CloseCode
 from .wire.protocol import Close, Protocol
 
 #: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
@@ -55,7 +57,7 @@ class Link:
         callback: what of the application runs, and since when; None between callbacks. The connection's thread owns it.
     """
 
-    __slots__ = ("request", "scope", "sender", "receiver", "callback", "_opened_at", "_opening")
+    __slots__ = ("request", "scope", "sender", "receiver", "callback", "_opened_at")
 
     def __init__(
         self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
@@ -67,11 +69,9 @@ class Link:
         protocol = Protocol(max_message_size=options.max_message_size, agreement=agreement)
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
-        self.receiver = Receiver(request, options, self.sender, now)
+        self.receiver = Receiver(options, self.sender, now)
         self.callback: tuple[str, float] | None = None
         self._opened_at = now
-        self._opening = threading.Lock()  # Held until it is OPEN, or abandoned. An Event takes 1 KiB.
-        self._opening.acquire()
 
     def __str__(self) -> str:
         return name_of(self.request)
@@ -90,6 +90,14 @@ class Link:
     def outcome(self) -> Close | None:
         """What the connection ended with; None as long as that is not known."""
         return self.sender.ending.outcome
+
+    @property
+    def stage(self) -> str:
+        """What the operator calls the state: entering, open, closing; or lingering, when only its handler goes on."""
+        state = self.state
+        if state is State.OPEN:
+            return "open" if self.sender.is_let_in else "entering"
+        return "lingering" if state is State.CLOSED else "closing"
 
     @property
     def is_over(self) -> bool:
@@ -121,29 +129,26 @@ class Link:
 
     def open(self, transport: Transport, response: bytes, unread: bytes) -> None:
         """Go from CONNECTING to OPEN: send the 101 and let the connection's thread run."""
-        self.sender.open(transport, response)
-        self.receiver.open(transport, unread)
-        self._opening.release()
+        try:
+            self.sender.open(transport, response)
+            self.receiver.open(transport, unread)
+        except BaseException:
+            transport.close()
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Let the connection's thread end: there will be no 101."""
-        self._opening.release()
+        self.receiver.abandon()
 
     def wait_opened(self) -> bool:
         """Make the calling thread the connection's own and wait until it is OPEN; False when that will not be."""
         self.sender.thread_id = threading.get_ident()
-        self._opening.acquire()
-        return self.sender.transport is not None
+        return self.receiver.wait_opened()
 
     def finish(self) -> None:
         """Bring the closing handshake to its end and close the socket. The connection's thread, once."""
-        transport = self.sender.transport
-        assert transport is not None
-        try:
-            self.sender.close(Close(CloseCode.NORMAL_CLOSURE))
-            self.receiver.finish()
-        finally:  # Whatever fails, such as memory: a socket that stays open would be in the way of others.
-            self.sender.finish(transport)
+        self.receiver.finish()
 
     def close_after_fork(self) -> None:
         """Close the child's copy of the socket."""
@@ -151,18 +156,21 @@ class Link:
 
     # The housekeeper's thread
 
-    @property
-    def due(self) -> float:
-        """When to call :meth:`check` next, in seconds on the clock."""
-        return self.sender.deadlines.due
-
     def check(self, now: float) -> None:
-        """Do what is due."""
+        """Attend the connection while its application works, and do what is due."""
         receiver = self.receiver
-        self.sender.check(
-            now, received=receiver.bytes_received, is_unread=receiver.is_unread(), idle_since=receiver.waiting_since)
+        if receiver.waiting_since is None:
+            receiver.attend()
+        if self.sender.deadlines.due <= now and not self.is_over:
+            self.sender.check(
+                now, received=receiver.bytes_received, is_deaf=receiver.is_deaf(), idle_since=receiver.waiting_since)
 
     # For the operator
+
+    def stack(self) -> str:
+        """Return where the connection's thread is, as in a traceback; empty when it has ended."""
+        frame = sys._current_frames().get(self.sender.thread_id)
+        return "".join(traceback.format_stack(frame)) if frame is not None else ""
 
     def totals(self) -> Totals:
         """Return what went in and out so far."""
@@ -181,6 +189,9 @@ class Link:
         doing = f"in {callback[0]} for {now - callback[1]:.1f} s" if callback is not None else "between callbacks"
         if waiting_since is not None:
             doing = f"waiting for a message for {now - waiting_since:.1f} s"
+        inbox_size = self.receiver.inbox_size
+        doing += f", {inbox_size} bytes in the inbox" if inbox_size else ""
+        doing += ", lingering" if self.is_over else ""
         pong = "no pong yet" if last_pong is None else f"last pong {now - last_pong:.1f} s ago"
         return (
             f"{sender.id} {self} {self.state.name}, open for {now - self._opened_at:.1f} s, {doing}, {queued} bytes "

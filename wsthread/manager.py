@@ -191,7 +191,7 @@ class Manager:
         """
         link_of(conn).call(name, function, conn, *args)
 
-    def report_error(self, conn: Connection, error: Exception) -> None:
+    def report_error(self, conn: Connection, error: BaseException) -> None:
         """Called for an exception that the application's code raised, after it was logged."""
 
     def report_slow(self, conn: Connection) -> None:

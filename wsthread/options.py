@@ -140,6 +140,11 @@ class Options:
         _MEBIBYTE,
         "How much may wait for one peer when a broadcast comes. When it would be more, overflow decides.",
         unit="bytes", check=_SIZE)
+    max_inbox_size: int = option(
+        _MEBIBYTE,
+        "How much may wait for the application while it works and asks for no message. When it is more, reading stops "
+        "until the application asks again.",
+        unit="bytes", check=_SIZE)
     overflow: Overflow = option(
         "close",
         'What a broadcast does when more than max_outbox_size would wait for a peer: "close" the connection with 1013, '
@@ -147,7 +152,8 @@ class Options:
         check=_OVERFLOW)
     max_connections: int | None = option(
         10_000,
-        "How many connections one process holds. It refuses more with 503 and Retry-After, before the 101.",
+        "How many connections one process holds. It refuses more with 503 and Retry-After, before the 101. What counts "
+        "is their threads: one whose handler goes on after its connection has ended counts as long as it does.",
         unit="connections", none="no limit", check=_POSITIVE)
     max_connections_per_address: int | None = option(
         None,

@@ -1,7 +1,7 @@
 """What happens to a message that does not wait for its peer when the peer is too slow to take it: the overflow policy.
 
-A peer is too slow when its outbox would hold more than ``max_outbox_size`` bytes. An outbox that is empty takes a
-message of any size.
+A peer is too slow when its outbox would take more than ``max_outbox_size`` bytes of memory. An outbox that is empty
+takes a message of any size.
 
 ==============  ==================================================================================
 ``overflow``    what happens
@@ -21,7 +21,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from .options import Options
-from .outbox import Outbox
+from .outbox import ENTRY_COST, Outbox
 
 
 class Posted(Enum):
@@ -49,7 +49,7 @@ class Verdict(NamedTuple):
 
 def is_overflowing(outbox: Outbox, size: int, options: Options) -> bool:
     """Tell whether a message of so many bytes is too much for a peer."""
-    return outbox.size > 0 and outbox.size + size > options.max_outbox_size
+    return outbox.size > 0 and outbox.cost + size + ENTRY_COST > options.max_outbox_size
 
 
 def judge(outbox: Outbox, size: int, options: Options) -> Verdict:
@@ -60,7 +60,7 @@ def judge(outbox: Outbox, size: int, options: Options) -> Verdict:
         return Verdict(Posted.DROPPED, 1 + outbox.drop(0), close=True)
     dropped = 0
     if options.overflow == "drop_oldest":
-        dropped = outbox.drop(max(0, options.max_outbox_size - size))
+        dropped = outbox.drop(max(0, options.max_outbox_size - size - ENTRY_COST))
         if not is_overflowing(outbox, size, options):
             return Verdict(None, dropped)
     return Verdict(Posted.DROPPED, dropped + 1)

@@ -53,6 +53,12 @@ class Collector:
         queued = GaugeMetricFamily("wsthread_queued_bytes", "Bytes that wait for slow peers", labels=names)
         queued.add_metric(values, stats["queued_bytes"])
         yield queued
+        inbox = GaugeMetricFamily("wsthread_inbox_bytes", "Bytes that wait for busy handlers", labels=names)
+        inbox.add_metric(values, stats["inbox_bytes"])
+        yield inbox
+        lingering = GaugeMetricFamily("wsthread_lingering", "Handlers whose connections have ended", labels=names)
+        lingering.add_metric(values, stats["lingering"])
+        yield lingering
         for name, help_text in _COUNTERS.items():
             counter = CounterMetricFamily(f"wsthread_{name}", help_text, labels=names)
             counter.add_metric(values, stats[name])

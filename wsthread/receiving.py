@@ -1,17 +1,36 @@
 """The receiving half of a connection: it reads, answers control frames, and hands messages to the application.
 
-The connection's own thread owns all of it, and the protocol's receive half; other threads may look at the counters.
+The *receive lock* guards all of it, and the protocol's receive half. Who holds it, and does what:
+
+============================  =============================================  ===================================
+when                          who owns the receiving half                    who ends the connection
+============================  =============================================  ===================================
+CONNECTING                    its creator: the lock is taken at birth        --
+in ``receive()``              the connection's own thread, while it waits    --
+in the application's code     the attendant, for moments; it never waits     the attendant
+after the application's code  the connection's own thread                    its own thread, unless it is CLOSED
+============================  =============================================  ===================================
+
+The *attendant* is the housekeeper's thread. It comes about each quarter of a second to every connection whose own
+thread is not in ``receive()`` (:meth:`Receiver.attend`). So while the application works, or sleeps, or waits, Pings get
+their Pongs, a Close gets its answer, and EOF and resets are seen. Messages go into the inbox meanwhile; when it is
+full, nothing is read any more, and whatever comes next waits in the kernel until the application asks for messages
+again.
+
+Messages that came before the peer ended the connection are still handed over. After our own Close none is.
+
+Lock order: the receive lock comes before the send lock.
 """
 
 from __future__ import annotations
 
-from werkzeug.wrappers import Request
+import threading
 
 from . import clock
 from .control_frames import answer
 from .ending import State
 from .exceptions import ProtocolError
-from .logs import logger, name_of
+from .inbox import Inbox
 from .options import Options
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
@@ -22,6 +41,7 @@ from .wire.protocol import Close
 # Looking a member up in its enum costs as much as a function call.
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 _EOF = "the TCP connection was closed without a Close frame"
+_READS = 16  # Of one visit of the attendant, who has others to look after.
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
 
@@ -29,41 +49,70 @@ class Receiver:
     """The receiving half of one connection.
 
     Args:
-        request: the opening handshake, which names the connection in log lines.
         options: its limits.
         sender: its sending half.
         now: the time.
 
     Attributes:
-        waiting_since: since when the application waits for a message; None while it works.
-        messages_received: how many so far.
-        bytes_received: likewise.
+        lock: the receive lock.
+        waiting_since: since when the application waits for a message; None while it works. Its own thread writes it.
+        messages_received: how many so far, with those in the inbox.
+        bytes_received: how many so far.
+        complaints: what the peer did wrong, for the log.
     """
 
     __slots__ = (
-        "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender", "_protocol",
-        "_transport", "_recv_size", "_room", "_allowance", "_allowance_since",
+        "lock", "waiting_since", "messages_received", "bytes_received", "complaints", "_options", "_sender",
+        "_protocol",
+        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "_allowance", "_allowance_since",
     )
 
-    def __init__(self, request: Request, options: Options, sender: Sender, now: float) -> None:
+    def __init__(self, options: Options, sender: Sender, now: float) -> None:
+        self.lock = threading.Lock()
+        self.lock.acquire()  # Until open() or abandon().
         self.waiting_since: float | None = None
         self.messages_received = 0
         self.bytes_received = 0
-        self._request = request
+        self.complaints: tuple[str, ...] = ()
         self._options = options
         self._sender = sender
         self._protocol = sender.protocol
         self._transport: Transport | None = None
+        self._has_input = False  # Whether the protocol may have more events.
+        self._inbox: Inbox | None = None  # Most connections never need it.
         self._recv_size = IDLE_RECV_SIZE
         self._room: memoryview | None = None  # Where the protocol wants the next bytes, if that matters.
         self._allowance = max(options.max_message_rate or 1.0, 1.0)  # Messages that the rate lets through now.
         self._allowance_since = now
 
     def open(self, transport: Transport, unread: bytes) -> None:
-        """Begin to read, after the bytes that the server has read already."""
+        """Let others have the receiving half; the bytes are those that the server has read already."""
         self._transport = transport
         if unread:
             self._take(unread)
+        self.lock.release()
+
+    def abandon(self) -> None:
+        """Let others have the receiving half of a connection that will not be open."""
+        self._transport = None
+        self.lock.release()
+
+    def wait_opened(self) -> bool:
+        """Wait until open() or abandon() was called; tell which."""
+        with self.lock:
+            return self._transport is not None
+
+    @property
+    def inbox_size(self) -> int:
+        """Bytes that wait for the application."""
+        return 0 if self._inbox is None else self._inbox.size
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the application waits for a message, and none waits for it."""
+        return self.waiting_since is not None and not self._inbox
+
+    # The connection's thread
 
     def receive_message(self, timeout: float | None = None) -> Message:
         """Wait for the next message; see :meth:`wsthread.Connection.receive_message`."""
@@ -72,50 +121,122 @@ class Receiver:
             raise RuntimeError("only the connection's own thread may receive")
         deadline = None if timeout is None else clock.now() + timeout
         protocol, ending = self._protocol, sender.ending
-        try:
-            while ending.state is _OPEN:
-                if not sender.is_corked:
-                    if sender.holds:
-                        sender.flush()
-                    self._read(deadline)
-                    continue
-                try:
-                    event = protocol.next_event()
-                except ProtocolError as error:
-                    self._answer_violation(error)
-                    continue
-                if event is None:
-                    sender.is_corked = False
-                    self._room = protocol.room()
-                    continue
-                opcode = event[0]
-                if opcode is _TEXT or opcode is _BINARY:
-                    self.messages_received += 1
-                    sender.is_corked = protocol.has_input
-                    if self._options.max_message_rate is None or self._is_within_rate(self._options.max_message_rate):
+        with self.lock:
+            try:
+                while True:
+                    if self._inbox is not None and not ending.is_ours:
+                        return self._take_from_inbox()
+                    if ending.state is not _OPEN:
+                        break
+                    if not self._has_input:
+                        if sender.holds:
+                            sender.flush()
+                        self._read(deadline)
+                        continue
+                    event = self._next_event()
+                    if event is not None:
+                        self._has_input = sender.is_corked = protocol.has_input
                         return event
-                else:
-                    answer(event, sender)
-        finally:
-            self.waiting_since = None
+            finally:
+                self.waiting_since = None
         with sender.send_lock:
             raise sender.closed_error()
 
     def finish(self) -> None:
-        """Wait until nothing is left to send and nothing to read that counts, or no more bytes will come."""
-        transport, sender = self._transport, self._sender
-        assert transport is not None
-        patience = self._options.close_timeout
-        while not self._is_over(transport):
-            # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
-            if not transport.wait(readable=True, writable=sender.outbox.size > 0, timeout=patience):
-                sender.terminate(f"timeout of {patience:g} s")
-            elif not self._read_now(transport):
-                break
+        """Bring the closing handshake to its end and close the socket."""
+        with self.lock:
+            transport, sender, patience = self._transport, self._sender, self._options.close_timeout
+            if transport is None:  # The attendant was faster.
+                return
+            try:
+                sender.close(Close(CloseCode.NORMAL_CLOSURE))
+                while not self._is_ended(transport):
+                    # A peer that keeps sending is cut by the housekeeper when close_timeout is over.
+                    if not transport.wait(readable=True, writable=sender.outbox.size > 0, timeout=patience):
+                        sender.terminate(f"timeout of {patience:g} s")
+            finally:  # Whatever fails, such as memory: a socket that stays open would be in the way of others.
+                self._close(transport)
 
-    def is_unread(self) -> bool:
-        """Tell whether bytes have come that are not read yet, because the application works."""
-        return self._transport is not None and self._transport.wait(readable=True, timeout=0.0)
+    # The attendant
+
+    def attend(self) -> None:
+        """Read and answer while the application works; it waits for nothing, and not for the receive lock either."""
+        if not self.lock.acquire(blocking=False):
+            return  # Whoever has it reads.
+        try:
+            transport = self._transport
+            if transport is not None:
+                self._attend(transport)
+        finally:
+            self.lock.release()
+
+    def _attend(self, transport: Transport) -> None:
+        ending = self._sender.ending
+        self._sender.is_corked = False  # Replies do not wait for those to messages in the inbox.
+        reads = 0
+        while ending.state is _OPEN:
+            if self._is_full():
+                return
+            if self._has_input:
+                event = self._next_event()
+                if event is not None:
+                    self._put_into_inbox(event)
+            elif reads == _READS or self._read_now(transport) is None:
+                return
+            else:
+                reads += 1
+        if self._is_ended(transport):
+            self._close(transport)
+
+    def is_deaf(self) -> bool:
+        """Tell whether the peer may well be alive and not be heard, because the inbox is full."""
+        return self._is_full()
+
+    # The receive lock is held
+
+    def _is_full(self) -> bool:
+        return self._inbox is not None and self._inbox.is_full
+
+    def _put_into_inbox(self, message: Message) -> None:
+        if self._inbox is None:
+            self._inbox = Inbox(self._options.max_inbox_size)
+        self._inbox.add(message)
+
+    def _take_from_inbox(self) -> Message:
+        assert self._inbox is not None
+        message = self._inbox.take()
+        if not self._inbox:
+            self._inbox = None
+        return message
+
+    def _next_event(self) -> Message | None:
+        """Return the next message of the protocol, None when there is none yet; answer what is no message."""
+        try:
+            event = self._protocol.next_event()
+        except ProtocolError as error:
+            self._answer_violation(error)
+            return None
+        if event is None:
+            self._has_input = False
+            self._room = self._protocol.room()
+            return None
+        opcode = event[0]
+        if opcode is not _TEXT and opcode is not _BINARY:
+            answer(event, self._sender)
+            return None
+        self.messages_received += 1
+        rate = self._options.max_message_rate
+        return event if rate is None or self._is_within_rate(rate) else None
+
+    def _is_ended(self, transport: Transport) -> bool:
+        """Go towards the end without waiting; tell whether nothing is left to send and nothing to read that counts."""
+        for _ in range(_READS):
+            if self._is_over(transport):
+                return True
+            went_on = self._read_now(transport)
+            if not went_on:
+                return went_on is False
+        return False
 
     def _is_over(self, transport: Transport) -> bool:
         sender, protocol = self._sender, self._protocol
@@ -139,6 +260,13 @@ class Receiver:
         transport.end_sending()
         return False
 
+    def _close(self, transport: Transport) -> None:
+        """Close the socket: the connection is CLOSED."""
+        self._transport = None
+        self._room = None
+        self._protocol.release()
+        self._sender.finish(transport)
+
     def _is_within_rate(self, rate: float) -> bool:
         """Count a message against ``max_message_rate``; close when it is over it."""
         now = clock.now()
@@ -146,15 +274,15 @@ class Receiver:
         self._allowance = min(max(rate, 1.0), self._allowance + (now - self._allowance_since) * rate)
         self._allowance_since = now
         if self._allowance < 1.0:
-            logger.warning("%s: closed, it sends more than %g messages per second", name_of(self._request), rate)
+            self.complaints = (*self.complaints, f"closed, it sends more than {rate:g} messages per second")
             self._sender.close(Close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second"))
             return False
         self._allowance -= 1.0
         return True
 
     def _answer_violation(self, error: ProtocolError) -> None:
-        logger.warning("%s: the peer broke the protocol: %s", name_of(self._request), error)
         self._sender.answer_violation(error)
+        self.complaints = (*self.complaints, f"the peer broke the protocol: {error}")
 
     def _read(self, deadline: float | None) -> None:
         """Wait for bytes and give them to the protocol."""
@@ -175,14 +303,14 @@ class Receiver:
         except OSError as error:
             self._sender.lose(str(error))
 
-    def _read_now(self, transport: Transport) -> bool:
-        """Give the protocol what is there; False when no more will come."""
+    def _read_now(self, transport: Transport) -> bool | None:
+        """Give the protocol what is there; None when that is nothing, False when no more will come."""
         try:
             if self._room is None:
                 data = transport.recv_now(RECV_SIZE)
-                return data is None or self._take(data)
+                return None if data is None else self._take(data)
             count = transport.recv_into_now(self._room)
-            return count is None or self._take_into_room(count)
+            return None if count is None else self._take_into_room(count)
         except OSError as error:
             self._sender.lose(str(error))
             return False
@@ -193,7 +321,7 @@ class Receiver:
             self.bytes_received += count
             self._recv_size = RECV_SIZE if count >= IDLE_RECV_SIZE else IDLE_RECV_SIZE
             self._protocol.receive_data(data)
-            self._sender.is_corked = True
+            self._has_input = True
             return True
         self._sender.lose(_EOF)
         return False
@@ -203,7 +331,7 @@ class Receiver:
         if count:
             self.bytes_received += count
             self._protocol.filled(count)
-            self._sender.is_corked = True
+            self._has_input = True
             return True
         self._sender.lose(_EOF)
         return False

@@ -15,6 +15,7 @@ from .ending import Ending, State
 from .exceptions import ProtocolError
 from .housekeeper import Housekeeper
 from .options import Options
+from .outbox import Entry
 from .overflow import Posted, is_overflowing, judge
 from .registry import Registry
 from .transport import Transport
@@ -39,7 +40,7 @@ class Sender(Writer):
         thread_id: of the connection's own thread; 0 before it runs.
     """
 
-    __slots__ = ("protocol", "is_corked", "thread_id")
+    __slots__ = ("protocol", "is_corked", "thread_id", "_window_lock")
 
     def __init__(
         self, id: str, options: Options, housekeeper: Housekeeper, registry: Registry[Any], protocol: Protocol,
@@ -49,26 +50,37 @@ class Sender(Writer):
         self.protocol = protocol
         self.is_corked = False
         self.thread_id = 0
+        # Guards the compression window, and the order of what refers to it. It comes before the send lock.
+        self._window_lock = threading.Lock() if protocol.keeps_window else None
 
     # Messages
 
     def send(self, payload: Payload, timeout: float | None) -> None:
         """Send a message and wait until the kernel has all of it; see :meth:`wsthread.Connection.send`."""
-        with self.send_lock:
-            self._check_open()
-            header = None
-            if isinstance(payload, bytes) and len(payload) >= _LARGE:
-                header = self.protocol.send_header(payload)
+        if self.ending.state is not _OPEN:  # Before the work of compressing.
+            raise self.closed_error()
+        if isinstance(payload, bytes) and len(payload) >= _LARGE:
+            header = self.protocol.send_header(payload)
             if header is not None:
-                assert isinstance(payload, bytes)
-                entry = self.write_large(header, payload)
-            else:
-                data = self.protocol.send_message(payload)
-                if self.is_corked and len(data) < HELD_SIZE and not self.outbox.size and self.is_own_thread():
-                    self.hold(data)
-                    return
-                entry = self.write(data, 1)
-            if entry is not None:
+                with self.send_lock:
+                    self._check_open()
+                    entry = self.write_large(header, payload)
+                    if entry is not None:
+                        self.wait_done(entry, timeout)
+                return
+        if self._window_lock is None:
+            data = self.protocol.send_message(payload)
+            with self.send_lock:
+                entry = self._send(data)
+                if entry is not None:
+                    self.wait_done(entry, timeout)
+            return
+        with self._window_lock:
+            data = self.protocol.send_message(payload)
+            with self.send_lock:
+                entry = self._send(data)
+        if entry is not None:
+            with self.send_lock:
                 self.wait_done(entry, timeout)
 
     def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
@@ -80,9 +92,18 @@ class Sender(Writer):
         Raises:
             ConnectionClosed: the connection is closing or closed.
         """
+        if self._window_lock is None:
+            return self._post(self.protocol.send_prepared(message))
+        if not self._window_lock.acquire(blocking=False):  # Another thread compresses, perhaps for long.
+            return self._post(message.encode(None))  # Plain, it leaves the window as it is (RFC 7692 7.2.3.3).
+        try:
+            return self._post(self.protocol.send_prepared(message))
+        finally:
+            self._window_lock.release()
+
+    def _post(self, data: bytes) -> tuple[Posted, bool]:
         with self.send_lock:
             self._check_open()
-            data = self.protocol.send_prepared(message)
             is_newly_slow = False
             if is_overflowing(self.outbox, len(data), self.options):
                 is_newly_slow, self.is_slow = not self.is_slow, True
@@ -121,13 +142,13 @@ class Sender(Writer):
         data = self.protocol.send_ping(payload)
         with self.send_lock:
             self._check_open()
-            self.write_unattended(data)
+            self.write_control(data)
 
     def pong(self, payload: bytes) -> None:
         """Answer a Ping. A peer that takes nothing gets no more answers: RFC 6455 5.5.3 lets us skip Pings."""
         with self.send_lock:
-            if self.ending.state is _OPEN and self.outbox.size < self.options.max_outbox_size:
-                self.write_unattended(self.protocol.send_pong(payload))
+            if self.ending.state is _OPEN and self.outbox.cost < self.options.max_outbox_size:
+                self.write_control(self.protocol.send_pong(payload))
 
     def note_pong(self, payload: bytes) -> None:
         """Note a Pong of the peer."""
@@ -149,7 +170,7 @@ class Sender(Writer):
         with self.send_lock:
             self.ending.state = _OPEN
             self.set_transport(transport)
-            self.write_unattended(response)
+            self.write_control(response)
 
     def close(self, close: Close) -> None:
         """Begin the closing handshake, unless the connection is closing already."""
@@ -160,12 +181,13 @@ class Sender(Writer):
         """Answer the peer's Close, with the same code (RFC 6455 5.5.1)."""
         received = self.protocol.close_received
         assert received is not None
-        self.close(Close(received.code))
+        with self.send_lock:
+            self._close(Close(received.code), is_ours=False)
 
     def answer_violation(self, error: ProtocolError) -> None:
         """Close with what the peer did wrong (RFC 6455 7.1.7)."""
         with self.send_lock:
-            self._close(Close(error.code, error.reason[:_REASON_LIMIT]))
+            self._close(Close(error.code, error.reason[:_REASON_LIMIT]), is_ours=False)
             self.fail(error.code, error.reason)
 
     def lose(self, reason: str) -> None:
@@ -178,6 +200,7 @@ class Sender(Writer):
         with self.send_lock:
             if self.holds:
                 self.flush_now()  # The kernel was to have it when send() returned.
+            self.ending.is_ours = self.ending.is_ours or self.ending.state is _OPEN
             self.cut(reason)
 
     def finish(self, transport: Transport) -> None:
@@ -188,15 +211,15 @@ class Sender(Writer):
             self.set_transport(None)
             self.ending.finish()
 
-    def check(self, now: float, *, received: int, is_unread: bool, idle_since: float | None) -> None:
+    def check(self, now: float, *, received: int, is_deaf: bool, idle_since: float | None) -> None:
         """Do what is due; for the arguments see :meth:`wsthread.deadlines.Deadlines.check`."""
         with self.send_lock:
             self.takes_more()
             action, reason = self.deadlines.check(
-                now, received=received, unread=is_unread, sent=self.bytes_sent, waiting=self.outbox.size > 0,
+                now, received=received, unread=is_deaf, sent=self.bytes_sent, waiting=self.outbox.size > 0,
                 idle_since=idle_since)
             if action is Action.PING and self.ending.state is _OPEN:
-                self.write_unattended(self.protocol.send_ping(self.deadlines.ping_payload))
+                self.write_control(self.protocol.send_ping(self.deadlines.ping_payload))
             elif action is Action.CLOSE:
                 self._close(Close(CloseCode.GOING_AWAY, reason))
             elif action is Action.CUT:
@@ -210,12 +233,19 @@ class Sender(Writer):
 
     # The send lock is held
 
+    def _send(self, data: bytes) -> Entry | None:
+        self._check_open()
+        if self.is_corked and len(data) < HELD_SIZE and not self.outbox.size and self.is_own_thread():
+            self.hold(data)
+            return None
+        return self.write(data, 1)
+
     def _check_open(self) -> None:
         if self.ending.state is not _OPEN:
             raise self.closed_error()
 
-    def _close(self, close: Close) -> None:
-        if self.ending.close():
+    def _close(self, close: Close, *, is_ours: bool = True) -> None:
+        if self.ending.close(is_ours=is_ours):
             self.leave()
-            self.deadlines.closing(clock.now())
-            self.write_unattended(self.protocol.send_close(close))
+            self.deadlines.closing(clock.now(), self.bytes_sent)
+            self.write_control(self.protocol.send_close(close))

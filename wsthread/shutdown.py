@@ -5,13 +5,14 @@ Any thread may call anything here, again and again; the first beginning counts.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from . import clock
 from .connection import Connection
-from .logs import logger
+from .logs import tell_aside
 from .wire.protocol import Close
 
 _LAST_WAIT = 0.5  # Seconds for the threads of connections that had to be cut.
@@ -48,9 +49,10 @@ class Shutdown:
             self.close = close  # Whoever arrives from now on is told by tell(), so nobody is missed.
             chosen = list(connections())
             self._to_close.extend((now + spread * number / len(chosen), conn) for number, conn in enumerate(chosen))
-        if chosen:
-            logger.info("shutdown: closing %d connections with %d over %g s", len(chosen), close.code, spread)
         self.go_on(now)
+        if chosen:
+            tell_aside(
+                logging.INFO, "shutdown: closing %d connections with %d over %g s", len(chosen), close.code, spread)
         return now
 
     def go_on(self, now: float) -> None:

@@ -18,8 +18,13 @@ the view takes the time it takes, because it runs in the calling thread. So a te
 - :func:`connect` returns when the connection is among those of its manager, and a broadcast reaches it; or when its
   ``on_connect``, or a handler that does nothing with it yet, has run for a tenth of a second;
 - :meth:`WebSocket.receive` returns what the application sent;
-- :meth:`WebSocket.ping` returns when the application has handled all that was sent before;
+- :meth:`WebSocket.wait_handled` returns when the application has handled all that was sent before;
+- :meth:`WebSocket.ping` returns when the Pong has come, whatever the application does;
 - :meth:`WebSocket.close` returns when ``on_close`` has returned.
+
+An exception in a callback or a handler reaches the test: it is the cause of the ConnectionClosed that the next call
+raises. If the test sees no such error and does not ask for ``close_code`` either, :meth:`WebSocket.close` and the end
+of the ``with`` block raise the exception itself.
 
 :func:`advance` lets time pass for keepalive and deadlines without waiting for it.
 """
@@ -30,8 +35,9 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
+from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -47,12 +53,14 @@ from .housekeeper import TICK
 from .hub import Hub
 from .link import Link
 from .servers.in_process import SOCKET_KEY
+from .thread import observers
 from .wire.client_handshake import request_headers
 from .wire.frames import CloseCode
+from .wire.protocol import Close
 
 _THREAD = re.compile(r"wsthread-[0-9a-f]{16}")  # What the threads of connections are called, with their ids.
 _PATIENCE = 0.1  # Seconds that a first callback may take before connect() returns without its end.
-_TOKEN = "wsthread.testing"  # Where a request's environ has what tells it from all others.
+_ERRORS = "wsthread.testing.errors"  # Where a request's environ has a list of its own, for errors of the application.
 
 
 class Refused(HandshakeRefused):
@@ -78,13 +86,61 @@ class WebSocket(ClientConnection):
 
     def __init__(
         self, sock: socket.socket, response: TestResponse, unread: bytes, timeout: float,
-        connection: Connection | None,
+        connection: Connection | None, errors: list[BaseException],
     ) -> None:
         super().__init__(
             sock, unread=unread, subprotocol=response.headers.get("Sec-WebSocket-Protocol"), headers=response.headers,
             timeout=timeout, max_message_size=None)
         self.response = response
         self.connection = connection
+        self._errors = errors  # Of the application's code; its thread adds to them before it closes.
+        self._is_told = False  # Whether the test has seen that there are some.
+        self._is_looped = False  # Whether a loop of the test over the messages came to its end, which tells nothing.
+
+    @property
+    def close_code(self) -> int | None:
+        """None while it is open; then the code of the server's Close, 1005 for none, or 1006 when no Close came."""
+        self._is_told = self._is_told or bool(self._errors)
+        return super().close_code
+
+    def closed_error(self, ending: Close) -> ConnectionClosed:
+        """Return what calls raise that come too late, with the application's exception as its cause."""
+        error = super().closed_error(ending)
+        if self._errors:
+            self._is_told, error.__cause__ = True, self._errors[0]
+        return error
+
+    def __iter__(self) -> Iterator[str | bytes]:
+        """Yield messages until the server closes. Raises TimeoutError when one does not come in time."""
+        is_told = self._is_told
+        yield from super().__iter__()
+        self._is_told, self._is_looped = is_told, True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None,
+    ) -> None:
+        """Close it; after an exception only drop it, so that nothing hides what went wrong."""
+        super().__exit__(kind, error, traceback)
+        if error is None:
+            self._raise_error()
+
+    def wait_handled(self, timeout: float | None = None) -> None:
+        """Wait until the application has handled all that was sent before, and waits for a message again.
+
+        Args:
+            timeout: seconds, None for those of the WebSocket.
+
+        Raises:
+            ConnectionClosed: it is closed, or was instead.
+            TimeoutError: the application takes longer.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        self.ping(timeout)
+        while self.connection is not None and not link_of(self.connection).receiver.is_idle:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the application is still busy")
+            self.ping(max(0.0, deadline - time.monotonic()))  # It tells when the connection has ended.
+            time.sleep(0.001)
 
     def close(self, code: int = CloseCode.NORMAL_CLOSURE, reason: str = "", *, timeout: float | None = None) -> None:
         """Close it like any client, and wait until the application is done with it, ``on_close`` included.
@@ -92,6 +148,7 @@ class WebSocket(ClientConnection):
         Raises:
             TimeoutError: the application takes longer; the connection is cut.
             ValueError: the code may not be sent or the reason is too long.
+            Exception: what the application's code raised, if the test has not seen that yet.
         """
         begun, was_closed = time.monotonic(), self.closed
         super().close(code, reason, timeout=timeout)
@@ -103,6 +160,7 @@ class WebSocket(ClientConnection):
 
         Raises:
             TimeoutError: the application takes longer.
+            Exception: what the application's code raised, if the test has not seen that yet.
         """
         super().terminate()
         self._join(time.monotonic(), timeout)
@@ -115,6 +173,22 @@ class WebSocket(ClientConnection):
                 thread.join(max(deadline - time.monotonic(), 0.0))
                 if thread.is_alive():
                     raise TimeoutError("the application is not done with the connection")
+        if not self._is_looped:  # Else the test may ask for the code now.
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._errors and not self._is_told:
+            self._is_told = True
+            raise self._errors[0]
+
+
+def _note_error(conn: Connection, error: BaseException) -> None:
+    errors = conn.request.environ.get(_ERRORS)
+    if errors is not None:
+        errors.append(error)
+
+
+observers.append(_note_error)
 
 
 def connect(
@@ -154,25 +228,25 @@ def connect(
     if subprotocols:
         wanted.remove("Sec-WebSocket-Protocol")
     wanted.extend(request_headers(new_key(), subprotocols))
-    token = object()
+    errors: list[BaseException] = []
     before = set(threading.enumerate())
     ours, servers = socket.socketpair()
     with servers:
-        overrides = {**options.pop("environ_overrides", {}), SOCKET_KEY: servers, _TOKEN: token}
+        overrides = {**options.pop("environ_overrides", {}), SOCKET_KEY: servers, _ERRORS: errors}
         try:
             response = client.open(
                 path, headers=wanted, environ_overrides=overrides, buffered=True, **options)
             if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
                 raise Refused(response)
             unread = _take_head(ours, response, timeout)
-            connection = _find_connection(token, before, timeout)
+            connection = _find_connection(errors, before, timeout)
         except BaseException:
             ours.close()
             raise
     # As Flask's session_transaction does it. The response that the server got had none of these headers.
     client._update_cookies_from_response(
         response.request.host.partition(":")[0], response.request.path, response.headers.getlist("Set-Cookie"))
-    return WebSocket(ours, response, unread, timeout, connection)
+    return WebSocket(ours, response, unread, timeout, connection, errors)
 
 
 def _take_head(sock: socket.socket, response: TestResponse, timeout: float) -> bytes:
@@ -186,11 +260,11 @@ def _take_head(sock: socket.socket, response: TestResponse, timeout: float) -> b
     return unread
 
 
-def _find_connection(token: object, before: set[threading.Thread], timeout: float) -> Connection | None:
-    """Wait until a manager has let the connection with this token in; return it, None when it has come and gone.
+def _find_connection(errors: list[BaseException], before: set[threading.Thread], timeout: float) -> Connection | None:
+    """Wait until a manager has let a connection in; return it, None when it has come and gone.
 
     Args:
-        token: what the environ of its request has.
+        errors: what the environ of its request has, and no other.
         before: the threads before its own was started.
         timeout: seconds.
     """
@@ -198,7 +272,7 @@ def _find_connection(token: object, before: set[threading.Thread], timeout: floa
     while True:
         threads = {one.name for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before}
         for conn in _alive():
-            if conn.request.environ.get(_TOKEN) is not token:
+            if conn.request.environ.get(_ERRORS) is not errors:
                 threads.discard(_thread_name(conn))  # Somebody else's, who may stay.
             elif _is_settled(link_of(conn), min(_PATIENCE, timeout / 2)):
                 return conn

@@ -6,6 +6,7 @@ Application code runs *guarded*: what it raises is logged, reported to ``on_erro
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,8 +15,11 @@ from typing import Protocol
 from .connection import Connection, link_of
 from .ending import State
 from .exceptions import ConnectionClosed
-from .logs import logger
+from .logs import tell
 from .wire.frames import CloseCode
+
+#: Told of each exception of application code, as ``observer(conn, error)`` in its thread, before the connection closes.
+observers: list[Callable[[Connection, BaseException], None]] = []
 
 
 class Host(Protocol):
@@ -27,11 +31,14 @@ class Host(Protocol):
     def serve(self, conn: Connection) -> None:
         """Run the application's code, as long as the connection is open."""
 
-    def report_error(self, conn: Connection, error: Exception) -> None:
+    def report_error(self, conn: Connection, error: BaseException) -> None:
         """The application's code raised an exception."""
 
     def depart(self, conn: Connection) -> None:
         """The connection is CLOSED."""
+
+    def tell_end(self, conn: Connection) -> None:
+        """The application knows that the connection is CLOSED."""
 
     def report_close(self, conn: Connection) -> None:
         """The last call for the application."""
@@ -50,23 +57,28 @@ def start(conn: Connection, host: Host) -> None:
 
 
 def guard(conn: Connection, host: Host, work: Callable[[Connection], None]) -> None:
-    """Run application code for a connection."""
+    """Run application code for a connection.
+
+    What it raises ends here, whatever it is: a SystemExit, say, is not to end the broadcast of another thread.
+    """
     try:
         work(conn)
     except ConnectionClosed as error:
         if conn.state is State.OPEN:  # It was about another connection.
             _handle_error(conn, host, error)
-    except Exception as error:
+    except BaseException as error:
         _handle_error(conn, host, error)
 
 
-def _handle_error(conn: Connection, host: Host, error: Exception) -> None:
-    logger.error("%s: error in a callback", conn, exc_info=error)
+def _handle_error(conn: Connection, host: Host, error: BaseException) -> None:
+    for observer in observers:
+        observer(conn, error)
     conn.close(CloseCode.INTERNAL_ERROR)
+    tell(logging.ERROR, "%s: error in a callback", conn, error=error)
     try:
         host.report_error(conn, error)
-    except Exception:
-        logger.exception("%s: error in on_error", conn)
+    except BaseException as another:
+        tell(logging.ERROR, "%s: error in on_error", conn, error=another)
 
 
 def _run(conn: Connection, host: Host) -> None:
@@ -88,6 +100,7 @@ def _live(conn: Connection, host: Host) -> None:
         finally:
             host.depart(conn)
             guard(conn, host, host.report_close)
+            host.tell_end(conn)
 
 
 def _let_others_run_first() -> None:

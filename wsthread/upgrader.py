@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -23,7 +25,7 @@ from .connection import Connection, link_of
 from .detach import Detached
 from .exceptions import DetachError, HandshakeError
 from .link import Link, Scope
-from .logs import logger
+from .logs import tell
 from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
 from .transport import Transport
@@ -116,8 +118,9 @@ class Upgrader:
 
     def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
         hub_of(self._manager).counters.refuse(f"{error.status.value} {error.status.phrase}")
-        logger.warning(
-            "refused handshake: %r %r from %r: %s",  # All of it comes from the peer, line breaks and all.
+        tell(
+            # All of it comes from the peer, line breaks and all.
+            logging.WARNING, "refused handshake: %r %r from %r: %s",
             environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR"), error)
         return Response.from_app(error, environ)
 
@@ -148,7 +151,7 @@ class _Switch:
         prepare: Callable[[], Connection],
         refuse: Callable[[dict[str, Any], HandshakeError], Response],
     ) -> None:
-        self._response = response
+        self._response = weakref.ref(response)  # It leads here, and is to go without the cyclic collector.
         self._prepare = prepare
         self._refuse = refuse
 
@@ -157,17 +160,24 @@ class _Switch:
 
         In the form of Werkzeug's ``Response.get_wsgi_response``.
         """
-        headers = [(name, value) for name, value in self._response.headers if name.lower() not in _NOT_ON_A_101]
+        response = self._response()
+        assert response is not None
+        headers = [(name, value) for name, value in response.headers if name.lower() not in _NOT_ON_A_101]
         data = encode_response(headers)
         try:
             link = link_of(self._prepare())
             detached = self._detach(environ, link)
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
-        link.open(Transport(detached.socket), data, detached.unread)
+        try:
+            transport = Transport(detached.socket)
+        except BaseException:
+            link.abandon()
+            raise
+        link.open(transport, data, detached.unread)
         # Nobody reads these headers, and some servers take exception to hop-by-hop ones.
         ignored = list(detached.server.dummy_headers)
-        return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", ignored
+        return ClosingIterator([b""], [detached.release, response.close]), "101 Switching Protocols", ignored
 
     @staticmethod
     def _detach(environ: dict[str, Any], link: Link) -> Detached:

@@ -32,6 +32,7 @@ from .wire.frames import CloseCode
 _OPEN = State.OPEN  # Looking a member up in its enum costs as much as a function call.
 # Replies that leave together are at most so many, and each smaller than so many bytes.
 _HELD_MESSAGES, HELD_SIZE = 64, 4096
+_FLUSHES = 16  # Writes without a pause.
 _LONGEST_POLL = 1.0  # Seconds. Whoever closes the socket wakes a poll, unless it begins in that moment.
 
 
@@ -131,10 +132,14 @@ class Writer(SendState):
             return None
         return self._keep(memoryview(payload)[-missing:] if missing < len(payload) else header[sent:] + payload, 1)
 
-    def write_unattended(self, data: bytes) -> None:
-        """Send bytes of ours, such as a Pong, that no caller waits for or asks after."""
+    def write_control(self, data: bytes) -> None:
+        """Send a control frame, which no caller waits for."""
         try:
-            if self.write(data) is not None:
+            if self.outbox.size and not self._held:
+                self.outbox.add_control(data)
+                self.clear = False
+                self.watch()
+            elif self.write(data) is not None:
                 self.watch()
         except ConnectionClosed:
             pass
@@ -213,14 +218,17 @@ class Writer(SendState):
     # Draining
 
     def flush_now(self) -> None:
-        """Send what the kernel takes now."""
+        """Send what the kernel takes now, or a good part of it: others wait for the lock, and for the housekeeper."""
         outbox = self.outbox
         if self.transport is None:
             return
+        has_waited = outbox.size > 0
         try:
             if self._held:
                 self.write(b"")
-            while outbox.size:
+            for _ in range(_FLUSHES):
+                if not outbox.size:
+                    break
                 data = outbox.first
                 sent = self._try(data)
                 self.messages_sent += outbox.remove(sent)
@@ -234,6 +242,8 @@ class Writer(SendState):
             self.is_slow = False
             self.update_clear()
             self._unwatch()
+            if has_waited and self.ending.state is State.CLOSING:  # Now the Close has left.
+                self.deadlines.closing(clock.now(), self.bytes_sent)
         self._wake()
 
     def takes_more(self) -> bool:
@@ -249,11 +259,15 @@ class Writer(SendState):
         """Let the housekeeper send what waits, if no other thread is going to."""
         if not (self._is_watched or self._is_polled or self.transport is None):
             self.deadlines.waiting(clock.now(), self.bytes_sent)
+            self._is_watched = True
             try:
                 self._housekeeper.watch(self.transport.fileno(), self.flush)
-                self._is_watched = True
             except OSError as error:  # The system watches no more sockets.
+                self._is_watched = False
                 self.broke(error)
+            except BaseException:  # Of a signal handler, say.
+                self._is_watched = False
+                raise
 
     def _unwatch(self) -> None:
         if self._is_watched and self.transport is not None:
@@ -302,16 +316,16 @@ class Writer(SendState):
             self._progress.wait(timeout)
             return
         self._is_polled = True
-        self._unwatch()
-        self.send_lock.release()
         try:
-            transport.wait(writable=True, timeout=timeout)
-        finally:
-            self.send_lock.acquire()
+            self._unwatch()
+            self.send_lock.release()
             try:
-                self.flush_now()
+                transport.wait(writable=True, timeout=timeout)
             finally:
-                self._is_polled = False
+                _acquire(self.send_lock)
+            self.flush_now()
+        finally:
+            self._is_polled = False
 
     def _wake(self) -> None:
         """Let those who wait for the outbox look at it."""
@@ -345,3 +359,16 @@ class Writer(SendState):
         self._wake()
         if self.transport is not None:
             self.transport.shutdown()
+
+
+def _acquire(lock: threading.Lock) -> None:
+    """Take a lock that the caller has to hold, whatever signal handlers raise meanwhile; then raise that."""
+    raised: BaseException | None = None
+    while True:
+        try:
+            lock.acquire()
+            break
+        except BaseException as error:
+            raised = error
+    if raised is not None:
+        raise raised

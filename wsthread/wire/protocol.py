@@ -15,7 +15,6 @@ No lock, no I/O, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 from ..exceptions import InvalidPayload, ProtocolError
@@ -42,14 +41,14 @@ class Protocol:
 
     Attributes:
         compressed_from: octets of the shortest message that is compressed; ``NEVER`` when none is.
-        send_message: ``send_message(payload)`` returns the bytes of a message. The caller has checked that no Close
-            was sent (RFC 6455 5.5.1). Raises TypeError for a payload that is neither str nor bytes-like.
+        keeps_window: whether a compressed message may refer to those before it, so that their order counts: they have
+            to leave in the order of the calls of :meth:`send_message`.
         close_sent: what our Close frame said; None before it. Written by the send half.
         close_received: what the peer's Close frame said; None before it. Written by the receive half.
     """
 
     __slots__ = (
-        "_reader", "_over", "_agreement", "_deflater", "close_sent", "close_received", "send_message",
+        "_reader", "_over", "_agreement", "_deflater", "close_sent", "close_received", "keeps_window",
         "compressed_from",
     )
 
@@ -61,7 +60,7 @@ class Protocol:
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
         self.compressed_from = NEVER if agreement is None else agreement.compressed_from
-        self.send_message: Callable[[Payload], bytes] = encode_message if agreement is None else self._send_message
+        self.keeps_window = agreement is not None and agreement.server_context_takeover
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
         self.close_sent: Close | None = None
         self.close_received: Close | None = None
@@ -103,6 +102,12 @@ class Protocol:
             self.close_received = parse_close(message.payload)
         return message
 
+    def release(self) -> None:
+        """Give back what is held of messages: nothing will come any more."""
+        self._over = True
+        self._reader = MessageReader()
+        self._deflater = None
+
     @property
     def has_input(self) -> bool:
         """Whether bytes are left that may hold another event."""
@@ -110,8 +115,14 @@ class Protocol:
 
     # Send half
 
-    def _send_message(self, payload: Payload) -> bytes:
-        assert self._agreement is not None
+    def send_message(self, payload: Payload) -> bytes:
+        """Return the bytes of a message. The caller has checked that no Close was sent (RFC 6455 5.5.1).
+
+        Raises:
+            TypeError: the payload is neither str nor bytes-like.
+        """
+        if self._agreement is None:
+            return encode_message(payload)
         opcode, octets = to_octets(payload)
         if len(octets) < self.compressed_from:
             return encode_message(payload)
