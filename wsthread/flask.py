@@ -122,11 +122,11 @@ class WebSockets:
             def chat(conn, room): ...
 
         Raises:
-            TypeError: the function is no function, or ``async def``; it needs a thread.
+            TypeError: the function is no function, takes no connection, or is ``async def``; it needs a thread.
         """
-        if getattr(function, _IS_VIEW, False):
+        if getattr(function, _IS_VIEW, False) is True:  # A mock has any attribute.
             return function
-        check_function(function, "a handler")
+        check_function(function, "handler", ("conn",), more=True)
 
         @functools.wraps(function)
         def view(*args: Any, **kwargs: Any) -> ResponseReturnValue:
