@@ -140,6 +140,13 @@ def sender_of(conn: Connection) -> Sender:
     return link_of(conn).sender
 
 
+def transport_of(conn: Connection) -> Transport:
+    """Return the socket of a connection that has not ended."""
+    transport = sender_of(conn).transport
+    assert transport is not None
+    return transport
+
+
 def run_handler(connect: Connect, handler: Callable[[Connection], None], **options: Any) -> tuple[Connection, Peer]:
     """Open a connection of a SimpleManager."""
     return connect(SimpleManager(handler, **options))

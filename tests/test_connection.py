@@ -11,7 +11,7 @@ import time
 import tracemalloc
 
 import pytest
-from peer import TIMEOUT, Connect, Peer, Recorder, connect, run_handler, sender_of
+from peer import TIMEOUT, Connect, Peer, Recorder, connect, run_handler, sender_of, transport_of
 from servers import wait_until
 from wire import client_frame
 
@@ -190,15 +190,18 @@ def test_send_refuses_other_types(connect: Connect) -> None:
 # Replies to messages that came together
 
 
-def test_replies_leave_together(connect: Connect) -> None:
+def test_replies_leave_together(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     recorder.manager.on_message = lambda conn, opcode, payload: conn.send(payload)
     conn, peer = connect(recorder.manager)
-    assert sender_of(conn).transport is not None
     writes: list[int] = []
-    send = sender_of(conn).transport.send
-    sender_of(conn).transport.send = lambda data: (  # type: ignore[func-returns-value]
-        writes.append(len(data)) or send(data))
+    send = transport_of(conn).send
+
+    def note(data: bytes | memoryview) -> int:
+        writes.append(len(data))
+        return send(data)
+
+    monkeypatch.setattr(transport_of(conn), "send", note)
     peer.socket.sendall(b"".join(client_frame(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)))
     assert [peer.read() for _ in range(20)] == [(Opcode.TEXT, b"%d" % (i % 10)) for i in range(20)]
     # The last reply leaves with those before it; the housekeeper may have sent some of them on a slow machine.
@@ -525,10 +528,9 @@ def test_write_timeout(connect: Connect) -> None:
     assert reason is not None and reason.startswith("the peer took")
 
 
-def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
+def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     conn, peer = connect(Recorder().manager)
-    assert sender_of(conn).transport is not None
-    send = sender_of(conn).transport.send
+    send = transport_of(conn).send
     sent: list[int] = []
 
     def fail_once(data: bytes | memoryview) -> int:
@@ -538,7 +540,7 @@ def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect) -> None:
         sent.append(send(data))
         return sent[-1]
 
-    sender_of(conn).transport.send = fail_once
+    monkeypatch.setattr(transport_of(conn), "send", fail_once)
     payload = bytes(20 << 20)
     raised: list[BaseException] = []
 

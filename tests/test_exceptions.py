@@ -121,5 +121,6 @@ def test_handshake_refused(args: tuple[Any, ...], text: str) -> None:
     """It shows the status and the beginning of the body, and keeps a copy of the headers."""
     error = HandshakeRefused(*args)
     assert str(error) == text
-    status, reason, headers, body = (*args, *(0, "", (), b"")[len(args):])
+    given: tuple[Any, ...] = (*args, *(0, "", (), b"")[len(args):])
+    status, reason, headers, body = given
     assert (error.status, error.reason, error.headers, error.body) == (status, reason, list(headers), body)

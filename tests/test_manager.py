@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from peer import TIMEOUT, Connect, Recorder, connect, run_handler, sender_of
@@ -144,8 +145,9 @@ class Scopes:
 
 def test_each_callback_runs_in_a_scope_of_its_own(connect: Connect) -> None:
     scopes = Scopes()
-    names = ("connect", "message", "error", "close")
-    manager = ListenableManager(**{f"on_{name}": scopes.note(name) for name in names})
+    callbacks: dict[str, Any] = {
+        f"on_{name}": scopes.note(name) for name in ("connect", "message", "error", "close")}
+    manager = ListenableManager(**callbacks)
     _, peer = connect(manager, scope=scopes)
     peer.send(Opcode.TEXT, b"hi")
     peer.send(Opcode.TEXT, b"raise")
@@ -275,7 +277,7 @@ def test_options_are_checked(options: dict[str, object]) -> None:
 
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(TypeError):
-        SimpleManager(print, max_size=1)
+        SimpleManager(print, max_size=1)  # type: ignore[call-arg]
 
 
 def test_nothing_starts_before_the_first_connection() -> None:

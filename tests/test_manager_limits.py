@@ -54,6 +54,12 @@ def refused(manager: Manager) -> HandshakeError:
 # Limits
 
 
+def work(conn: Connection, seconds: float) -> None:
+    """Be busy for a while and answer."""
+    time.sleep(seconds)
+    conn.send("done")
+
+
 def test_max_connections(connect: Connect) -> None:
     recorder = Recorder(max_connections=2)
     (_, peer), _ = open_all(recorder.manager, connect, 2)
@@ -135,7 +141,7 @@ def test_read_timeout(connect: Connect) -> None:
 
 def test_read_timeout_while_a_callback_works(connect: Connect) -> None:
     recorder = Recorder(read_timeout=0.3)
-    recorder.manager.on_message = lambda conn, opcode, payload: (time.sleep(1.0), conn.send("done"))
+    recorder.manager.on_message = lambda conn, opcode, payload: work(conn, 1.0)
     _, peer = connect(recorder.manager)
     peer.send(Opcode.TEXT, b"work")
     assert peer.read() == (Opcode.TEXT, b"done")
@@ -311,7 +317,7 @@ def test_without_ping_timeout_a_silent_client_stays(connect: Connect) -> None:
 
 def test_a_callback_that_takes_long_does_not_cost_the_connection(connect: Connect) -> None:
     recorder = Recorder(ping_interval=0.2, ping_timeout=0.2)
-    recorder.manager.on_message = lambda conn, opcode, payload: (time.sleep(2.0), conn.send("done"))
+    recorder.manager.on_message = lambda conn, opcode, payload: work(conn, 2.0)
     conn, peer = connect(recorder.manager)
     peer.send(Opcode.TEXT, b"work")
     while True:
@@ -399,6 +405,7 @@ def spawn(conn: Connection) -> None:
     """Start a process that outlives the connection."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], close_fds=False)
     conn.context = child
+    conn.close(4000)
 
 
 def start_thread(conn: Connection) -> None:
@@ -416,15 +423,27 @@ def fail(conn: Connection) -> None:
     raise KeyError("a bug")
 
 
+def close_twice(conn: Connection) -> None:
+    """Change one's mind about the code."""
+    conn.close(4000)
+    conn.close(4001)
+
+
+def close_and_send(conn: Connection) -> None:
+    """Send when it is too late."""
+    conn.close(4000)
+    conn.send("too late")
+
+
 MISBEHAVIOURS: dict[str, tuple[Misbehaviour, int]] = {
     "raises": (fail, 1011),
     "exits": (lambda conn: sys.exit(3), 1000),
     "closes": (lambda conn: conn.close(4000), 4000),
-    "closes twice": (lambda conn: (conn.close(4000), conn.close(4001)), 4000),
+    "closes twice": (close_twice, 4000),
     "terminates": (Connection.terminate, 1006),
-    "closes and sends": (lambda conn: (conn.close(4000), conn.send("too late")), 4000),
+    "closes and sends": (close_and_send, 4000),
     "starts a thread": (start_thread, 4000),
-    "spawns a process": (lambda conn: (spawn(conn), conn.close(4000)), 4000),
+    "spawns a process": (spawn, 4000),
     "sends what cannot be sent": (lambda conn: conn.send(1), 1011),  # type: ignore[arg-type]
     "receives in vain": (lambda conn: [conn.receive(timeout=0.1) for _ in range(2)], 1011),
 }

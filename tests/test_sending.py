@@ -8,7 +8,7 @@ import socket
 import threading
 
 import pytest
-from peer import Connect, connect, sender_of
+from peer import Connect, connect, sender_of, transport_of
 from servers import wait_until
 from wire import BINARY, client_frame
 
@@ -89,8 +89,7 @@ def test_a_connection_that_was_reset_says_so(connect: Connect) -> None:
         conns.append(conn)
         wait_until(lambda: len(manager.connections) == len(conns))
         peer.reset()
-        assert sender_of(conn).transport is not None
-        assert sender_of(conn).transport.wait(readable=True, timeout=10)
+        assert transport_of(conn).wait(readable=True, timeout=10)
     with pytest.raises(ConnectionClosed, match="Connection reset by peer"):
         conns[0].send("a")
     assert manager.broadcast("b") == (0, 0, 0, 1)  # The first has left.
@@ -120,7 +119,7 @@ def test_a_reply_that_is_held_is_not_overtaken(connect: Connect) -> None:
         manager.connections[0].send(payload)
         manager.broadcast(b"all " + payload)
 
-    manager.on_message = reply  # type: ignore[assignment]
+    manager.on_message = reply
     _, peer = connect(manager)
     peer.socket.sendall(client_frame(BINARY, b"a") + client_frame(BINARY, b"b") + client_frame(BINARY, b"c"))
     assert [peer.read()[1] for _ in range(6)] == [b"a", b"all a", b"b", b"all b", b"c", b"all c"]

@@ -23,6 +23,7 @@ from apps.echo import MIXED_SIZES, noise
 from clients import BINARY, CLOSE, PING, TEXT, RawClient, ask, frame, handshake, random_key
 from servers import Server, serve, wait_until
 from websockets.sync.client import unix_connect
+from werkzeug.datastructures import Headers
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from wsthread import ListenableManager, Upgrader
@@ -501,9 +502,9 @@ def call(environ: dict[str, Any]) -> tuple[str, str]:
 
 
 def handshake_environ(**changes: Any) -> dict[str, Any]:
-    headers = {
+    headers = Headers({
         "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Key": random_key(),
-        "Sec-WebSocket-Version": "13"}
+        "Sec-WebSocket-Version": "13"})
     return {**EnvironBuilder("/ws", headers=headers).get_environ(), **changes}
 
 
