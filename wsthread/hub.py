@@ -232,10 +232,12 @@ class Hub:
         with self._lock:
             alive, counts = list(self._alive.values()), self.counters.snapshot()
         totals = Totals.sum((counts.finished, *(link_of(conn).totals() for conn in alive)))
+        # Each is asked once, for it may begin to close meanwhile.
+        states = [(conn.connected, link_of(conn).sender.is_let_in) for conn in alive]
         return {
             "connections": {
-                "open": sum(conn.connected and link_of(conn).sender.is_let_in for conn in alive),
-                "closing": sum(not conn.connected for conn in alive),
+                "open": sum(is_open and is_let_in for is_open, is_let_in in states),
+                "closing": sum(not is_open for is_open, _ in states),
             },
             "threads": self.registry.admitted,
             "accepted": counts.accepted,
