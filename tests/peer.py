@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from servers import wait_until
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 from wire import client_frame
 
-from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager
+from wsthread import Connection, ConnectionClosed, HandshakeError, ListenableManager, Manager, Opcode, SimpleManager
 from wsthread.connection import link_of
 from wsthread.link import Scope
 from wsthread.manager import hub_of
@@ -145,6 +146,31 @@ def transport_of(conn: Connection) -> Transport:
     transport = sender_of(conn).transport
     assert transport is not None
     return transport
+
+
+def members(manager: Manager, connect: Connect, number: int) -> list[tuple[Connection, Peer]]:
+    """Open connections and wait until all of them are members."""
+    pairs = [connect(manager) for _ in range(number)]
+    wait_until(lambda: len(manager.connections) == number)
+    return pairs
+
+
+def fill(conn: Connection) -> threading.Thread:
+    """Send more than the kernel takes, in a thread."""
+    thread = threading.Thread(
+        target=lambda: pytest.raises((ConnectionClosed, TimeoutError), conn.send, bytes(64 << 20)))
+    thread.start()
+    wait_until(lambda: sender_of(conn).outbox.size)
+    return thread
+
+
+def refused(manager: Manager) -> HandshakeError:
+    """Return why no more connections are accepted."""
+    environ = EnvironBuilder("/ws", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
+    with pytest.raises(HandshakeError) as error:
+        hub_of(manager).prepare(Request(environ), None, None)
+    assert ("Retry-After", "5") in error.value.headers
+    return error.value
 
 
 def run_handler(connect: Connect, handler: Callable[[Connection], None], **options: Any) -> tuple[Connection, Peer]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import random
 import select
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from peer import TIMEOUT, Connect, Peer, Recorder, connect, sender_of, transport_of
+from peer import TIMEOUT, Connect, Peer, Recorder, connect, members, sender_of, transport_of
 from servers import wait_until
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
@@ -29,13 +28,6 @@ __all__ = ["connect"]
 
 KIB = 1 << 10
 MANY = 100  # More messages of 16 KiB than the kernel takes for a peer that reads nothing.
-
-
-def members(manager: Manager, connect: Connect, number: int) -> list[tuple[Connection, Peer]]:
-    """Open connections and wait until a broadcast reaches them."""
-    pairs = [connect(manager) for _ in range(number)]
-    wait_until(lambda: len(manager.connections) == number)
-    return pairs
 
 
 def numbered(number: int, size: int = 16 * KIB) -> bytes:
@@ -152,20 +144,6 @@ def test_broadcast_to_a_connection_that_broke(connect: Connect) -> None:
     assert recorder.manager.broadcast("nobody gets it") == Broadcast(sent=0, queued=0, dropped=0, failed=1)
     read.set()
     recorder.wait_closed()
-
-
-def test_broadcast_when_the_system_watches_no_more_sockets(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def watch(fd: int, flush: object) -> None:
-        raise OSError(errno.ENOSPC, "fs.epoll.max_user_watches")
-
-    recorder = Recorder()
-    ((conn, peer),) = members(recorder.manager, connect, 1)
-    monkeypatch.setattr(sender_of(conn)._housekeeper, "watch", watch)
-    outcome = recorder.manager.broadcast(bytes(20 << 20))
-    assert outcome.queued + outcome.failed == 1  # The extension finds out later.
-    assert recorder.wait_closed() == (1006, "[Errno 28] fs.epoll.max_user_watches")
 
 
 def test_get(connect: Connect) -> None:
@@ -375,25 +353,6 @@ def test_a_message_larger_than_the_outbox(connect_local: Connect) -> None:
     assert pair.manager.broadcast(payload).dropped >= 1
     assert pair.stuck_peer.read() == (Opcode.BINARY, payload)
     assert pair.fast_peer.read() == (Opcode.BINARY, payload)
-
-
-def test_an_outbox_emptied_by_dropping_is_not_watched_any_more(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    manager = ListenableManager()
-    ((conn, peer),) = members(manager, connect, 1)
-    full = True
-    send = transport_of(conn).send
-    monkeypatch.setattr(transport_of(conn), "send", lambda data: 0 if full else send(data))
-    sender_of(conn).clear = False  # So that a broadcast goes this way, too.
-    # The kernel took a message whole, but nothing of the next one.
-    assert manager.broadcast(bytes(900)).queued == 1
-    with sender_of(conn).send_lock:  # The kernel has room again, but the housekeeper did not come to use it.
-        full = False
-        sender_of(conn).outbox.drop(0)
-        sender_of(conn).write(b"\x82\x01x")
-    assert peer.read() == (Opcode.BINARY, b"x")
-    wait_until(lambda: not sender_of(conn)._is_watched)  # Else it would be called again and again.
 
 
 def test_a_log_handler_may_broadcast(connect_local: Connect) -> None:
