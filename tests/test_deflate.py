@@ -23,7 +23,7 @@ from wire import (
 )
 
 from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
-from wsthread.wire.deflate import Agreement, Deflate, Deflater, Inflater, parse_extensions
+from wsthread.wire.deflate import NEVER, Agreement, Deflate, Deflater, Inflater, parse_extensions
 from wsthread.wire.messages import MessageReader, PreparedMessage
 from wsthread.wire.protocol import Protocol
 
