@@ -124,3 +124,10 @@ def test_handshake_refused(args: tuple[Any, ...], text: str) -> None:
     given: tuple[Any, ...] = (*args, *(0, "", (), b"")[len(args):])
     status, reason, headers, body = given
     assert (error.status, error.reason, error.headers, error.body) == (status, reason, list(headers), body)
+
+
+def test_invalid_json() -> None:
+    """It keeps the message, which its text does not repeat."""
+    error = InvalidJSON("{secret", "no name at 1")
+    assert str(error) == "the message is no JSON: no name at 1"
+    assert (error.message, error.reason) == ("{secret", "no name at 1")

@@ -37,13 +37,13 @@ def test_a_large_broadcast_leaves_in_parts(connect: Connect) -> None:
 def test_compression_begins_where_it_was_agreed(connect: Connect, threshold: int) -> None:
     manager = ListenableManager()
     agreement = Agreement(Deflate(threshold=threshold), False, False, 15, 15, "permessage-deflate")
-    _, compressing = connect(manager, agreement=agreement)
+    conn, compressing = connect(manager, agreement=agreement)
     _, plain = connect(manager)
     wait_until(lambda: len(manager.connections) == 2)
     for size in (0, 1, 125, 126, 299, 300, (1 << 16) - 1, 1 << 16):
         payload = bytes(size)
         assert manager.broadcast(payload).sent == 2
-        manager.connections[0].send(payload)
+        conn.send(payload)
         assert plain.read() == (Opcode.BINARY, payload)
         for _ in range(2):
             opcode, octets = compressing.read()

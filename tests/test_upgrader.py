@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import socket
 import threading
 import wsgiref.simple_server
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from clients import RawClient, handshake, random_key
+from peer import TIMEOUT, Recorder
+from servers import wait_until
 from werkzeug.datastructures import Headers
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from wsthread import ListenableManager, Upgrader
+from wsthread.servers.in_process import SOCKET_KEY
 
 
 def call(environ: dict[str, Any]) -> tuple[str, str]:
@@ -70,3 +75,69 @@ def test_wsgiref(caplog: pytest.LogCaptureFixture) -> None:
         thread.join(10)
     assert head.split(b"\r\n")[0].startswith(b"HTTP/1.0 501 ")
     assert "--worker-class gthread" in caplog.text
+
+
+# With a socket
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The socket that the server shows, and the client's."""
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(TIMEOUT)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_the_101(ends: tuple[socket.socket, socket.socket]) -> None:
+    """It goes over the client's socket, and the server gets one for its dummy."""
+    ours, theirs = ends
+    recorder = Recorder()
+    environ = handshake_environ(**{SOCKET_KEY: ours, "REMOTE_ADDR": "127.0.0.1"})
+    response = Upgrader(recorder.manager).upgrade(environ, headers=[("Set-Cookie", "a=b"), ("Set-Cookie", "c=d")])
+    theirs.setblocking(False)
+    with pytest.raises(BlockingIOError):  # Until the server calls the response.
+        theirs.recv(1)
+    theirs.settimeout(TIMEOUT)
+    body, status, _ = run_wsgi_app(response, environ, buffered=True)
+    assert (status, b"".join(body)) == ("101 Switching Protocols", b"")
+    head = theirs.recv(1000)
+    assert head.startswith(b"HTTP/1.1 101 ") and head.endswith(b"\r\n\r\n")
+    assert b"\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\n" in head
+    assert b"content-" not in head.lower()
+    wait_until(lambda: recorder.manager.connections)
+    conn, = recorder.manager.connections
+    kept = conn.request.environ
+    assert SOCKET_KEY not in kept  # The request lives on without its server.
+    assert {name for name in kept if name.startswith("wsgi.")} == {"wsgi.url_scheme", "wsgi.input"}
+    assert conn.request.get_data() == b""
+    conn.terminate()
+    recorder.wait_closed()
+
+
+@pytest.mark.parametrize(("error", "told"), [
+    (OSError(errno.EMFILE, "100 of 100 file descriptors are in use"), "100 of 100 file descriptors are in use. Raise"),
+    (KeyError("a bug"), None),
+])
+def test_a_socket_that_cannot_be_taken(
+    ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch, error: Exception, told: str | None,
+) -> None:
+    """Nothing is left, the connection's thread included."""
+
+    def fail(environ: object) -> None:
+        raise error
+
+    monkeypatch.setattr("wsthread.upgrader.Detached", fail)
+    recorder = Recorder(max_connections=1)
+    environ = handshake_environ(**{SOCKET_KEY: ends[0]})
+    for _ in range(3):
+        if told is None:
+            with pytest.raises(KeyError):
+                run_wsgi_app(Upgrader(recorder.manager), environ, buffered=True)
+        else:
+            body, status, headers = run_wsgi_app(Upgrader(recorder.manager), environ, buffered=True)
+            assert (status, headers["Retry-After"]) == ("503 Service Unavailable", "5")
+            assert told in b"".join(body).decode()
+        wait_until(lambda: recorder.manager.stats()["threads"] == 0)
+    assert recorder.manager.stats()["refused"] == ({"503 Service Unavailable": 3} if told else {})
+    assert not recorder.connected.is_set()
