@@ -64,6 +64,7 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
     wsthread.HandshakeRefused: (set(), {"body", "headers", "reason", "status"}),
     wsthread.DetachError: (set(), set()),
     wsthread.ProtocolError: ({"code"}, {"reason"}),
+    wsthread.RateExceeded: ({"code"}, {"reason"}),
     wsthread.InvalidPayload: ({"code"}, {"reason"}),
     wsthread.MessageTooBig: ({"code"}, {"reason"}),
     wsthread.InvalidJSON: (set(), {"message", "reason"}),
@@ -119,7 +120,8 @@ def test_names_of_objects(connect: Connect) -> None:
             wsthread.Upgrader(wsthread.Manager()), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
             wsthread.Opcode.TEXT, wsthread.CloseCode.GOING_AWAY, wsthread.Deflate(), wsthread.WebSocketError(),
             wsthread.HandshakeError(HTTPStatus.FORBIDDEN, ""), wsthread.HandshakeRefused(403), wsthread.DetachError(),
-            wsthread.ProtocolError(""), wsthread.InvalidPayload(""), wsthread.MessageTooBig(""),
+            wsthread.ProtocolError(""), wsthread.InvalidPayload(""),
+            wsthread.MessageTooBig(""), wsthread.RateExceeded(""),
             wsthread.InvalidJSON("", ""), wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours),
             client, wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
         ]
@@ -134,7 +136,8 @@ def test_names_of_the_package() -> None:
     assert set(wsthread.__all__) == {
         "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError", "HandshakeError",
         "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager", "MessageTooBig",
-        "Opcode", "ProtocolError", "SimpleManager", "State", "Upgrader", "WebSocketError", "dump_on_signal",
+        "Opcode", "ProtocolError", "RateExceeded", "SimpleManager",
+        "State", "Upgrader", "WebSocketError", "dump_on_signal",
     }
 
 
