@@ -12,7 +12,7 @@ help:
 	@echo "make integration  run the tests that take longer"
 	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
 	@echo "make style types  check the code's style and its types"
-	@echo "make cover        run the tests of the modules without I/O and show their coverage"
+	@echo "make cover        run the tests of each module in one process and show their coverage"
 	@echo "make fuzz         fuzz the parser and the handshake with atheris; RUNS=10000000 for more than a minute of it"
 	@echo "make conformance  run the Autobahn test suite; it needs Python 2.7; CASES='1.* 7.*' for some of it"
 	@echo "make bench        compare with other servers, half an hour; ARGS='--rounds 1 --seconds 0.5', ARGS=--help"
@@ -49,14 +49,8 @@ style: .venv/.dev
 types: .venv/.dev
 	$(BIN)/mypy
 
-empty :=
-space := $(empty) $(empty)
-comma := ,
-PURE := exceptions frames deflate messages protocol handshake client_handshake
 cover: .venv/.test
-	WSTHREAD_SPEEDUPS=0 $(BIN)/coverage run -m pytest --quiet $(PURE:%=tests/test_%.py)
-	$(BIN)/coverage run --append -m pytest --quiet $(PURE:%=tests/test_%.py)
-	$(BIN)/coverage report --fail-under=100 --include=$(subst $(space),$(comma),$(PURE:%=wsthread/%.py) $(PURE:%=wsthread/wire/%.py))
+	$(BIN)/python tests/cover.py
 
 # Corpora and inputs that failed are in build/fuzz; a corpus grows from run to run.
 fuzz: .venv/.fuzz

@@ -101,7 +101,7 @@ class RawClient:
         length = next(line.partition(":")[2] for line in head.splitlines() if line.startswith("content-length:"))
         return int(head.split()[1]), self.recv(int(length)).decode()
 
-    def recv_frame(self) -> tuple[Opcode, bytes]:
+    def recv_frame(self) -> tuple[int, bytes]:
         """Return the opcode and the payload of an unfragmented frame."""
         first, length = self.recv(2)
         assert first & 0xf0 == 0x80 and length < 128, "fragmented, extended or masked"

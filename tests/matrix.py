@@ -22,8 +22,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build" / "matrix"
 TESTS = [
-    "tests/test_servers.py", "tests/test_flask.py", "tests/test_interop.py", "tests/test_deploy.py",
-    "tests/test_flask_extension.py", "tests/test_flask_apps.py", "tests/test_testing.py",
+    "tests/test_servers.py", "tests/test_flask_servers.py", "tests/test_interop.py", "tests/test_deploy.py",
+    "tests/test_flask.py", "tests/test_flask_contexts.py", "tests/test_flask_apps.py", "tests/test_testing.py",
+    "tests/test_pytest_plugin.py", "tests/test_upgrader.py",
     "tests/test_flask_identity.py", "tests/test_flask_errors.py", "tests/test_flask_configuration.py",
     "tests/test_flask_rules.py",
 ]

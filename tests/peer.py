@@ -9,17 +9,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from servers import wait_until
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 from wire import client_frame
 
-from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager
+from wsthread import (
+    Connection, ConnectionClosed, HandshakeError, ListenableManager, Manager, Opcode, SimpleManager, clock,
+)
 from wsthread.connection import link_of
+from wsthread.deadlines import Deadlines
+from wsthread.housekeeper import Housekeeper
 from wsthread.link import Scope
 from wsthread.manager import hub_of
+from wsthread.options import Options
+from wsthread.registry import Registry
 from wsthread.sending import Sender
 from wsthread.transport import Transport
 from wsthread.wire.deflate import Agreement
+from wsthread.wire.protocol import Protocol
 
 TIMEOUT = 10.0
 
@@ -138,6 +146,94 @@ def connect() -> Iterator[Connect]:
 def sender_of(conn: Connection) -> Sender:
     """Return the sending half of a connection."""
     return link_of(conn).sender
+
+
+def transport_of(conn: Connection) -> Transport:
+    """Return the socket of a connection that has not ended."""
+    transport = sender_of(conn).transport
+    assert transport is not None
+    return transport
+
+
+def members(manager: Manager, connect: Connect, number: int) -> list[tuple[Connection, Peer]]:
+    """Open connections and wait until all of them are members."""
+    pairs = [connect(manager) for _ in range(number)]
+    wait_until(lambda: len(manager.connections) == number)
+    return pairs
+
+
+def fill(conn: Connection) -> threading.Thread:
+    """Send more than the kernel takes, in a thread."""
+    thread = threading.Thread(
+        target=lambda: pytest.raises((ConnectionClosed, TimeoutError), conn.send, bytes(64 << 20)))
+    thread.start()
+    wait_until(lambda: sender_of(conn).outbox.size)
+    return thread
+
+
+def refused(manager: Manager) -> HandshakeError:
+    """Return why no more connections are accepted."""
+    environ = EnvironBuilder("/ws", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
+    with pytest.raises(HandshakeError) as error:
+        hub_of(manager).prepare(Request(environ), None, None)
+    assert ("Retry-After", "5") in error.value.headers
+    return error.value
+
+
+class Half:
+    """A sending half over a Unix socket, without a thread: deadlines are looked at when the test says so.
+
+    Args:
+        **options: of the manager that it does not have. Without them there are no Pings.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        server, client = socket.socketpair()
+        self.peer = Peer(client)
+        self.protocol = Protocol()
+        self.opened_at = clock.now()
+        self.registry: Registry[object] = Registry()
+        self._housekeeper = Housekeeper()  # Its thread never starts.
+        given = Options(**{"ping_interval": None, **options})
+        deadlines = Deadlines(given, self.opened_at)
+        self.sender = Sender("id", given, self._housekeeper, self.registry, self.protocol, deadlines)
+        self.sender.open(Transport(server), b"")
+        self.sender.let_in(self)
+
+    def check(self, after: float) -> None:
+        """Look at the deadlines so many seconds after the opening; the application waits for a message since then."""
+        self.sender.check(self.opened_at + after, received=0, is_deaf=False, idle_since=self.opened_at)
+
+    def is_cut(self) -> bool:
+        """Tell whether the TCP connection was given up; what was sent before that is read."""
+        self.peer.socket.setblocking(False)
+        try:
+            while self.peer.socket.recv(1 << 20):
+                pass
+        except BlockingIOError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """Close all sockets."""
+        if self.sender.transport is not None:
+            self.sender.finish(self.sender.transport)
+        self._housekeeper.close_after_fork()
+        self.peer.socket.close()
+
+
+@pytest.fixture
+def open_half() -> Iterator[Callable[..., Half]]:
+    """Return a function that makes a :class:`Half`."""
+    halves: list[Half] = []
+
+    def make(**options: Any) -> Half:
+        halves.append(Half(**options))
+        return halves[-1]
+
+    yield make
+    for half in halves:
+        half.end()
 
 
 def run_handler(connect: Connect, handler: Callable[[Connection], None], **options: Any) -> tuple[Connection, Peer]:

@@ -24,10 +24,13 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
 
 from wsthread import Connection, ConnectionClosed, ListenableManager, Upgrader
+from wsthread.manager import hub_of
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "5"))
 THREADS = 32
 CLIENTS = 300  # At most.
+BROADCASTS: list[str | bytes] = ["text", bytes(5000)]
+MESSAGES: list[str | bytes] = ["text", b"binary", bytes(70_000)]
 GROUPS = [f"group {number}" for number in range(5)]
 
 
@@ -73,7 +76,7 @@ class Application:
         conn = random.choice(connections) if connections else None
         if conn is None or random.random() < 0.3:
             to = random.choice([None, random.choice(GROUPS), random.sample(GROUPS, 2)])
-            result = self.manager.broadcast(random.choice(["text", bytes(5000)]), to=to, exclude=conn or ())
+            result = self.manager.broadcast(random.choice(BROADCASTS), to=to, exclude=conn or ())
             self.count("posted", result.sent + result.queued)
             self.count("dropped", result.dropped)
             return
@@ -101,7 +104,7 @@ class Application:
             case 8:
                 conn.ping(b"chaos")
             case _:
-                conn.send(random.choice(["text", b"binary", bytes(70_000)]), timeout=5)
+                conn.send(random.choice(MESSAGES), timeout=5)
                 self.count("sent")
 
 
@@ -225,7 +228,7 @@ def test_chaos(overflow: str, caplog: pytest.LogCaptureFixture) -> None:
     assert stats["messages_sent"] <= counts["sent"] + counts["posted"]
     assert manager.connections == ()
     assert stats["queued_bytes"] == 0
-    registry = manager._registry
+    registry = hub_of(manager).registry
     assert not (registry._members or registry._groups or registry._joined or registry._addresses)
     wait_until(lambda: threading.active_count() <= threads + 1)  # The housekeeper stays.
     assert [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []

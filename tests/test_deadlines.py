@@ -56,10 +56,10 @@ def test_pings_come_at_each_interval() -> None:
 def test_a_pong_tells_the_latency() -> None:
     deadlines = Deadlines(options(ping_interval=20.0, ping_timeout=20.0), 100.0)
     deadlines.pong(110.0, b"0")  # Before any Ping, unsolicited (RFC 6455 5.5.3).
-    assert deadlines.latency is None
+    assert (deadlines.latency, deadlines.last_pong) == (None, None)
     assert check(deadlines, 120.0) == PING
     deadlines.pong(120.1, b"other")
-    assert deadlines.latency is None
+    assert (deadlines.latency, deadlines.last_pong) == (None, None)
     deadlines.pong(120.25, b"1")
     assert (deadlines.latency, deadlines.last_pong) == (0.25, 120.25)
     deadlines.pong(121.0, b"1")  # Once more.

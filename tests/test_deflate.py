@@ -23,7 +23,7 @@ from wire import (
 )
 
 from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
-from wsthread.wire.deflate import Agreement, Deflate, Deflater, Inflater, parse_extensions
+from wsthread.wire.deflate import NEVER, Agreement, Deflate, Deflater, Inflater, parse_extensions
 from wsthread.wire.messages import MessageReader, PreparedMessage
 from wsthread.wire.protocol import Protocol
 
@@ -199,11 +199,21 @@ def test_option_out_of_range(options: dict[str, Any], name: str) -> None:
         Deflate(**options)
 
 
-def test_options_at_their_bounds() -> None:
-    """All that the documentation allows."""
-    for level, bits, threshold in (1, 9, 0), (9, 15, 1 << 40):
-        Deflate(level=level, threshold=threshold, server_max_window_bits=bits, client_max_window_bits=bits)
-    Deflate(client_max_window_bits=8)
+@pytest.mark.parametrize(("level", "threshold", "server_bits", "client_bits", "shortest"), [
+    (1, 0, 9, 8, 1), (9, 1 << 40, 15, 15, NEVER),
+])
+def test_options_at_their_bounds(
+    level: int, threshold: int, server_bits: int, client_bits: int, shortest: int,
+) -> None:
+    """All that the documentation allows is agreed on, and works."""
+    agreement = agreed(level=level, threshold=threshold, **{S_BITS: server_bits, C_BITS: client_bits})
+    assert (agreement.server_max_window_bits, agreement.client_max_window_bits) == (server_bits, client_bits)
+    assert agreement.compressed_from == shortest
+    deflater, inflater = halves(agreement.deflate.level, agreement.server_max_window_bits)
+    message = b"abcdefgh" * 5000
+    data = deflater.deflate(message)
+    assert len(data) < len(message) / 50
+    assert inflater.inflate(data, True, None) == message
 
 
 # Compressing and inflating

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import pytest
 from peer import TIMEOUT
 
-from wsthread import detach
 from wsthread.detach import Detached
 from wsthread.exceptions import DetachError
 from wsthread.servers.in_process import SOCKET_KEY, InProcess
@@ -132,7 +131,7 @@ def test_headroom(ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: Callable[[
             number = third.fileno()  # The dummy's two ends take two, the client's socket the third.
             assert first.fileno() < second.fileno() < number
         before = descriptors()
-        monkeypatch.setattr(detach.resource, "getrlimit", lambda which: (limit(number), resource.RLIM_INFINITY))
+        monkeypatch.setattr(resource, "getrlimit", lambda which: (limit(number), resource.RLIM_INFINITY))
         if fits:
             detached = Detached({SOCKET_KEY: ends.servers})
             detached.socket.close()
@@ -157,7 +156,7 @@ def test_failure(ends: Ends, monkeypatch: pytest.MonkeyPatch, fails: str) -> Non
 
     before = descriptors()
     with monkeypatch.context() as patch:
-        place = {"socketpair": detach.socket, "dup": socket.socket, "dup2": detach.os}[fails]
+        place = {"socketpair": socket, "dup": socket.socket, "dup2": os}[fails]
         patch.setattr(place, fails, fail)
         with pytest.raises(OSError, match="Too many open files"):
             Detached({SOCKET_KEY: ends.servers})

@@ -123,5 +123,13 @@ def test_handshake_refused(args: tuple[Any, ...], text: str) -> None:
     """It shows the status and the beginning of the body, and keeps a copy of the headers."""
     error = HandshakeRefused(*args)
     assert str(error) == text
-    status, reason, headers, body = (*args, *(0, "", (), b"")[len(args):])
+    given: tuple[Any, ...] = (*args, *(0, "", (), b"")[len(args):])
+    status, reason, headers, body = given
     assert (error.status, error.reason, error.headers, error.body) == (status, reason, list(headers), body)
+
+
+def test_invalid_json() -> None:
+    """It keeps the message, which its text does not repeat."""
+    error = InvalidJSON("{secret", "no name at 1")
+    assert str(error) == "the message is no JSON: no name at 1"
+    assert (error.message, error.reason) == ("{secret", "no name at 1")

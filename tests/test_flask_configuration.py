@@ -171,7 +171,7 @@ def routes(app: Flask, way: str, **options: Any) -> None:
             ws.route("/own", endpoint="own", **options)(echo)
             ws.route("/other", endpoint="other")(echo)
         case "handler":
-            app.add_url_rule("/own", "own", ws.handler(**options)(echo), websocket=True)
+            app.add_url_rule("/own", "own", ws.handler(None, **options)(echo), websocket=True)
             app.add_url_rule("/other", "other", ws.handler(echo), websocket=True)
         case "mount":
             ws.mount("/own", manager, **options)

@@ -29,7 +29,7 @@ def app() -> Flask:
 
 def token(app: Flask) -> str:
     with app.app_context():
-        return create_access_token("Ada")
+        return str(create_access_token("Ada"))
 
 
 BASIC = "Basic " + b64encode(b"Ada:secret").decode()
@@ -205,14 +205,14 @@ def test_each_loop_begins_with_what_is_there(websocket: Open) -> None:
             g.user = message
             break
         for message in ws.messages(conn):
-            conn.send(f"{g.user} {message} {g.pop('said', None)}")
+            conn.send(f"{g.user} {message!r} {g.pop('said', None)}")
             g.said = message
         g.user
 
     found = websocket(app)
     for message in ("Ada", "one", "two"):
         found.send(message)
-    assert [found.receive(), found.receive()] == ["Ada one None", "Ada two None"]
+    assert [found.receive(), found.receive()] == ["Ada 'one' None", "Ada 'two' None"]
     found.close()
 
 

@@ -149,7 +149,7 @@ def test_pages_are_redirected_as_ever(app: Flask) -> None:
 # Pages and plain requests
 
 
-PAGES = {
+PAGES: dict[str, Callable[[WebSockets], Callable[..., Any]]] = {
     "handler": lambda ws: ws.handler(tell_path),
     "upgrade": lambda ws: lambda **view_args: ws.upgrade(ListenableManager()),
     "page": lambda ws: lambda **view_args: "a page",

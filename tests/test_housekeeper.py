@@ -13,7 +13,6 @@ from peer import TIMEOUT
 from servers import wait_until
 
 from wsthread import clock
-from wsthread import housekeeper as housekeeper_module
 from wsthread.housekeeper import TICK, Housekeeper
 
 
@@ -47,7 +46,7 @@ def housekeeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Housekeeper]:
             except Stopped:
                 pass
 
-    monkeypatch.setattr(housekeeper_module.threading, "Thread", Thread)
+    monkeypatch.setattr(threading, "Thread", Thread)
     keeper = Housekeeper()
     yield keeper
 

@@ -1,4 +1,4 @@
-"""The shape of the package: which module may import what (see the table of rooms in the design)."""
+"""The shape of the package: which module may import what, and which file of tests is named after it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from layers import FILES, FLOORS, MODULES, PACKAGE, PURE, WITHOUT_NAMESAKE, namesake
 
-import wsthread
-
-PACKAGE = Path(wsthread.__file__).parent
-#: Each module by its name within the package, such as ``wire.frames``; a package within it has its own name.
-FILES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")}
-MODULES = sorted(FILES)
-#: Bytes in, values out. Those that do not exist are not asked for.
-PURE = [
-    name for name in (
-        "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
-        "wire.client_handshake", "outbox", "options", "deadlines")
-    if name in MODULES
-]
 #: What they may use of wsthread.speedups, which does I/O besides: there C takes the place of what is pure as well.
 PURE_SPEEDUPS = {"mask", "mask_in_place", "read_messages", "encode_message"}
 #: What touches the world or the clock.
@@ -150,6 +135,18 @@ def test_pure_speedups(module: str) -> None:
             assert "wsthread.speedups" not in {alias.name for alias in node.names}
 
 
+def test_what_says_that_it_is_pure_is_tested_for_it() -> None:
+    """A paragraph of the docstring begins with that word."""
+    docstrings = {module: ast.get_docstring(ast.parse(path.read_text())) or "" for module, path in FILES.items()}
+    assert {module for module, text in docstrings.items() if re.search(r"^Pure\b", text, re.MULTILINE)} <= {*PURE}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_tests_mirror_modules(module: str) -> None:
+    """Whoever changes a module has one file of tests to look into first."""
+    assert namesake(module).exists() is (module not in WITHOUT_NAMESAKE)
+
+
 def test_one_seam_to_c() -> None:
     """Only wsthread.speedups knows of the extension, and it stands on nothing of ours."""
     assert [module for module, path in FILES.items() if "_speedups" in path.read_text()] == ["speedups"]
@@ -169,6 +166,18 @@ def test_no_cycle() -> None:
     graph = {module: {one.own for one in found if one.own is not None} for module, found in IMPORTS.items()}
     order = list(TopologicalSorter(graph).static_order())  # Raises CycleError, which names the cycle.
     assert set(order) == set(MODULES)
+
+
+def test_each_module_has_a_floor() -> None:
+    assert sorted(module for floor in FLOORS for module in floor) == MODULES
+
+
+@pytest.mark.parametrize(("number", "module"), [
+    (number, module) for number, floor in enumerate(FLOORS) for module in floor])
+def test_imports_go_down(number: int, module: str) -> None:
+    """A module stands on lower floors: not on its own one, and on none above."""
+    below = {name for floor in FLOORS[:number] for name in floor}
+    assert {one.own for one in IMPORTS[module] if one.own is not None} <= below
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any
 
@@ -18,7 +19,7 @@ from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
 from wsthread.wire.deflate import Agreement, Deflate
 from wsthread.wire.frames import CloseCode, Opcode
 from wsthread.wire.messages import PreparedMessage
-from wsthread.wire.protocol import Close, Protocol, encode_close, parse_close
+from wsthread.wire.protocol import Close, Protocol, check_close, encode_close, parse_close
 
 
 def receive(protocol: Protocol, *chunks: bytes) -> tuple[list[tuple[int, str | bytes]], Exception | None]:
@@ -67,6 +68,26 @@ def test_code_that_is_none(code: int) -> None:
     """What two octets do not hold is a ValueError like the others."""
     with pytest.raises(ValueError, match="may not be sent"):
         encode_close(Close(code))
+
+
+@pytest.mark.parametrize(("code", "reason", "told"), [
+    ("1000", "", "a close code is an int, such as 1000, not '1000'"),
+    (None, "", "not None"),
+    (True, "", "not True"),
+    (1000.0, "", "not 1000.0"),
+    (1000, b"bye", "a close reason is a str, not b'bye'"),
+    (1000, None, "a close reason is a str, not None"),
+])
+def test_close_of_the_wrong_type(code: Any, reason: Any, told: str) -> None:
+    with pytest.raises(TypeError, match=re.escape(told)):
+        check_close(code, reason)
+
+
+def test_close_of_an_application() -> None:
+    assert check_close(CloseCode.GOING_AWAY, "bye") == Close(1001, "bye")
+    for wrong in Close(1005), Close(1006), Close(999), Close(1000, "x" * 124):
+        with pytest.raises(ValueError):
+            check_close(*wrong)
 
 
 @pytest.mark.parametrize("reason", [*(text + "x" for text in LONGEST), "\u20ac" * 123, "\ud800"])

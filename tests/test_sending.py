@@ -8,9 +8,8 @@ import socket
 import threading
 
 import pytest
-from peer import Connect, connect, sender_of
+from peer import TIMEOUT, Connect, Recorder, connect, sender_of, transport_of
 from servers import wait_until
-from wire import BINARY, client_frame
 
 from wsthread import Connection, ConnectionClosed, Deflate, ListenableManager, Opcode, SimpleManager
 from wsthread.connection import link_of
@@ -91,8 +90,7 @@ def test_a_connection_that_was_reset_says_so(connect: Connect) -> None:
         wait_until(lambda: conn in manager.connections)
         link_of(conn).receiver.lock.acquire()  # So that nobody reads it before it is sent to.
         peer.reset()
-        transport = sender_of(conn).transport
-        assert transport is not None and transport.wait(readable=True, timeout=10)
+        assert transport_of(conn).wait(readable=True, timeout=10)
     with pytest.raises(ConnectionClosed, match="Connection reset by peer"):
         conns[0].send("a")
     assert manager.broadcast("b") == (0, 0, 0, 1)  # The first has left.
@@ -117,14 +115,25 @@ def test_the_way_is_not_clear_when_closing(connect: Connect) -> None:
     assert peer.read()[0] == Opcode.CLOSE
 
 
-def test_a_reply_that_is_held_is_not_overtaken(connect: Connect) -> None:
-    manager = ListenableManager()
+def test_senders_never_mix(connect: Connect) -> None:
+    recorder = Recorder()
+    conn, peer = connect(recorder.manager)
+    sizes = [0, 1, 125, 126, 5000, 70000]
 
-    def reply(conn: object, opcode: Opcode, payload: bytes) -> None:
-        manager.connections[0].send(payload)
-        manager.broadcast(b"all " + payload)
+    def send(number: int) -> None:
+        for i in range(60):
+            conn.send(bytes([number]) * sizes[(i + number) % len(sizes)])
+            if i % 10 == 0:
+                conn.ping(bytes([number]))
 
-    manager.on_message = reply  # type: ignore[assignment]
-    _, peer = connect(manager)
-    peer.socket.sendall(client_frame(BINARY, b"a") + client_frame(BINARY, b"b") + client_frame(BINARY, b"c"))
-    assert [peer.read()[1] for _ in range(6)] == [b"a", b"all a", b"b", b"all b", b"c", b"all c"]
+    threads = [threading.Thread(target=send, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    binary = 0
+    while binary < 16 * 60:
+        opcode, payload = peer.read()
+        assert len(set(payload)) <= 1
+        assert len(payload) in sizes
+        binary += opcode == Opcode.BINARY
+    for thread in threads:
+        thread.join(TIMEOUT)

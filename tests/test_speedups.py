@@ -357,11 +357,12 @@ def test_sending(version: Any, pair: Pair) -> None:
     """They send what the kernel takes, down to nothing."""
     ours, theirs = pair
     data = random.randbytes(100_000)
-    for send in (
+    sends: list[Callable[[int], int]] = [
         lambda start: version.send(handle(version, ours), memoryview(data)[start:]),
         lambda start: version.send(handle(version, ours), data[start:start + 100]),
         lambda start: version.send_both(handle(version, ours), data[start:start + 7], data[start + 7:]),
-    ):
+    ]
+    for send in sends:
         sent = 0
         while count := send(sent):
             sent += count
@@ -425,41 +426,42 @@ def test_wrong_numbers(number: Any, error: type[Exception], name: str, args: tup
 # The usual case of sending
 
 
+class Noting:
+    """What a sending half has to do by itself, noted. The SendState of a version is its other base class."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.send_lock = threading.Lock()
+        self.clear = True
+        self.fd = sock.fileno()
+        self.compressed_from = sys.maxsize
+        self.bytes_sent = self.messages_sent = 0
+        self.rests: list[bytes] = []
+        self.errors: list[str] = []
+        self._socket = sock
+
+    def write_now(self, frame: bytes) -> int:
+        assert self.send_lock.locked()
+        sent: int = PYTHON.send(self._socket, frame)
+        return sent
+
+    def broke(self, error: OSError) -> None:
+        assert self.send_lock.locked()
+        self.errors.append(repr(error))
+
+    def keep_rest(self, frame: bytes, sent: int) -> None:
+        assert self.send_lock.locked()
+        self.bytes_sent += sent
+        self.clear = False
+        self.rests.append(frame[sent:])
+
+    def send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
+        assert timeout == 2.5
+        self.keep_rest(frame, sent)
+
+
 def new_state(version: Any, sock: socket.socket, **methods: Any) -> Any:
-    """Return a sending half of a version that notes what it has to do by itself."""
-
-    class Stub(version.SendState):  # type: ignore[misc]
-        __slots__ = ("rests", "errors")
-
-        def __init__(self) -> None:
-            self.send_lock = threading.Lock()
-            self.clear = True
-            self.fd = sock.fileno()
-            self.compressed_from = sys.maxsize
-            self.bytes_sent = self.messages_sent = 0
-            self.rests: list[bytes] = []
-            self.errors: list[str] = []
-
-        def write_now(self, frame: bytes) -> int:
-            assert self.send_lock.locked()
-            sent: int = PYTHON.send(sock, frame)
-            return sent
-
-        def broke(self, error: OSError) -> None:
-            assert self.send_lock.locked()
-            self.errors.append(repr(error))
-
-        def keep_rest(self, frame: bytes, sent: int) -> None:
-            assert self.send_lock.locked()
-            self.bytes_sent += sent
-            self.clear = False
-            self.rests.append(frame[sent:])
-
-        def send_rest(self, frame: bytes, sent: int, timeout: float | None) -> None:
-            assert timeout == 2.5
-            self.keep_rest(frame, sent)
-
-    return type("Changed", (Stub,), {"__slots__": (), **methods})()
+    """Return a sending half of a version, with some methods changed."""
+    return type("State", (Noting, version.SendState), methods)(sock)
 
 
 @pytest.mark.parametrize("alone", [True, False])
@@ -736,10 +738,13 @@ def test_a_lock_that_is_taken_away(version: Any) -> None:
 
 def test_wrong_calls_of_sending(version: Any, pair: Pair) -> None:
     state = new_state(version, pair[0])
-    for args in ((), ((state,),), ((state,), "ab"), ((state, "x"), b"\x82\x01a"), (5, b"\x82\x01a")):
+    wrong: list[tuple[Any, ...]] = [
+        (), ((state,),), ((state,), "ab"), ((state, "x"), b"\x82\x01a"), (5, b"\x82\x01a")]
+    for args in wrong:
         with pytest.raises((TypeError, AttributeError)):
             version.send_each(*args)
-    for args in ((), (state, b""), ("x", b"", None)):
+    wrong = [(), (state, b""), ("x", b"", None)]
+    for args in wrong:
         with pytest.raises((TypeError, AttributeError)):
             version.send_small(*args)
     assert not state.send_lock.locked()

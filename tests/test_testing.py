@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Blueprint, Flask, abort, make_response, redirect, request, session
+from flask_app import ws
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
@@ -17,7 +18,7 @@ from wsthread import CloseCode, Connection, ConnectionClosed, ListenableManager,
 from wsthread.servers.in_process import SOCKET_KEY
 from wsthread.testing import Refused, WebSocket, advance, connect
 
-pytest_plugins = ["pytester"]
+__all__ = ["connect", "ws"]
 
 Open = Callable[..., WebSocket]
 
@@ -429,27 +430,3 @@ def test_client_of_werkzeug(websocket: Open, app: Flask) -> None:
     assert client.get_cookie("seen") is not None
     with pytest.raises(Refused):  # An application keeps none.
         connect(app, "/chat/7")
-
-
-# The plugin for pytest
-
-
-def test_fixture_closes_what_it_opened(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("""
-        from wsthread import ListenableManager, Upgrader
-
-        closed = []
-        manager = ListenableManager(on_close=lambda conn: closed.append(conn.close_code))
-
-        def test_open(websocket):
-            for _ in range(3):
-                websocket(Upgrader(manager))
-            assert len(manager.connections) == 3
-            manager.connections[0].close(4000)
-
-        def test_closed():
-            assert sorted(closed) == [1000, 1000, 4000]
-            assert manager.connections == ()
-    """)
-    # Without the plugin of hypothesis, which takes longer than all other tests here together.
-    pytester.runpytest("-p", "no:hypothesispytest").assert_outcomes(passed=2)

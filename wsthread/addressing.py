@@ -16,8 +16,9 @@ class Chosen(NamedTuple):
     """Members that were chosen.
 
     Attributes:
-        members: each once, in the order of arrival.
-        gone: how many connections were named that are no members, because they are closing or closed.
+        members: each once.
+        gone: how many connections were named that are no members: not let in yet, closing or closed, or another
+            manager's.
     """
 
     members: tuple[Connection, ...]
@@ -33,26 +34,26 @@ def choose(registry: Registry[Connection], to: Addressees | None, exclude: Addre
         exclude: those to leave out.
 
     Raises:
-        TypeError: something that is neither a group's name nor a connection.
+        TypeError: something that is neither a group's name nor a connection, such as a connection's id.
     """
     gone = 0
     if to is None:
         members = registry.snapshot()
     else:
-        groups, named = _split("to", to)
+        groups, named = _split(registry, "to", to)
         members = registry.snapshot(groups)
         if named:
             present = {conn: None for conn in named if registry.get(conn.id) is conn}
             gone = len(named) - len(present)
             members = tuple({**dict.fromkeys(members), **present})
-    groups, named = _split("exclude", exclude)
+    groups, named = _split(registry, "exclude", exclude)
     if groups or named:
         left_out = {*registry.snapshot(groups), *named}
         members = tuple(conn for conn in members if conn not in left_out)
     return Chosen(members, gone)
 
 
-def _split(name: str, value: Addressees) -> tuple[set[str], set[Connection]]:
+def _split(registry: Registry[Connection], name: str, value: Addressees) -> tuple[set[str], set[Connection]]:
     """Tell groups from connections."""
     groups: set[str] = set()
     connections: set[Connection] = set()
@@ -62,6 +63,9 @@ def _split(name: str, value: Addressees) -> tuple[set[str], set[Connection]]:
         raise _refusal(name, value)
     for one in value:
         if isinstance(one, str):
+            # A group may be called like a connection, but a mistake is likelier, and would have no effect.
+            if registry.get(one) is not None and not registry.snapshot([one]):
+                raise TypeError(f"{name} takes connections, not their ids: manager.get({one!r}) returns this one")
             groups.add(one)
         elif isinstance(one, Connection):
             connections.add(one)

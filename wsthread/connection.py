@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from werkzeug.wrappers import Request
 
@@ -21,6 +21,15 @@ from .speedups import send_small
 from .wire.frames import CloseCode
 from .wire.messages import Message, Payload, PreparedMessage
 from .wire.protocol import check_close
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} has no JSON")
+
+
+# Strict, as RFC 8259 is; json.loads() would let NaN and infinities pass.
+_encode_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_decode_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
 class Home(Protocol):
@@ -167,13 +176,16 @@ class Connection:
     def receive_json(self, timeout: float | None = None) -> Any:
         """Wait for the next message like :meth:`receive`; return the value that its JSON stands for (RFC 8259).
 
+        In a binary message it is JSON in UTF-8.
+
         Raises:
-            InvalidJSON: the message is no JSON. It is a ValueError too; the connection stays open.
+            InvalidJSON: the message is no JSON, or nested too deeply. It is a ValueError too; the connection stays
+                open.
             TimeoutError, ConnectionClosed, RuntimeError: see :meth:`receive`.
         """
         message = self.receive(timeout)
         try:
-            return json.loads(message)
+            return _decode_json(message if isinstance(message, str) else message.decode())
         except (ValueError, RecursionError) as error:
             raise InvalidJSON(message, str(error)) from error
 
@@ -215,10 +227,14 @@ class Connection:
 
         Raises:
             TypeError: the value has no JSON.
-            ValueError: likewise: it holds a NaN, an infinity or itself.
+            ValueError: likewise: it holds a NaN, an infinity or itself, or is nested too deeply.
             ConnectionClosed, TimeoutError: see :meth:`send`.
         """
-        self.send(json.dumps(value, allow_nan=False, separators=(",", ":")), timeout=timeout)
+        try:
+            text = _encode_json(value)
+        except RecursionError as error:
+            raise ValueError("the value is nested too deeply for JSON") from error
+        self.send(text, timeout=timeout)
 
     def post(self, payload: Payload) -> bool:
         """Send a message without waiting for the peer, as a broadcast to this one does. Any thread may call it.
@@ -236,8 +252,9 @@ class Connection:
             ConnectionClosed: the connection is closing or closed.
             TypeError: the payload is neither str nor bytes-like.
         """
+        message = PreparedMessage(payload)
         self._let_in()
-        return self._home.post(self, PreparedMessage(payload))
+        return self._home.post(self, message)
 
     def ping(self, payload: bytes = b"") -> None:
         """Send a Ping (RFC 6455 5.5.2) without waiting for anything. Any thread may call it.
@@ -247,8 +264,11 @@ class Connection:
 
         Raises:
             ConnectionClosed: the connection is closing or closed.
+            TypeError: the payload is not bytes-like.
             ValueError: the payload is too long.
         """
+        if not isinstance(payload, (bytes, bytearray, memoryview)):  # bytes(20) would be 20 zeros.
+            raise TypeError(f"the payload of a Ping is bytes-like, not {payload!r}")
         self._let_in()
         self._sender.ping(bytes(payload))
 

@@ -152,8 +152,8 @@ class WebSockets:
             max_message_size: likewise, as of :class:`wsthread.Manager`.
 
         Raises:
-            TypeError: the function is no function, or ``async def``; it needs a thread. Or an option is of the wrong
-                type, or comes too late, for what is a view already.
+            TypeError: the function is no function, takes no connection, or is ``async def``; it needs a thread. Or an
+                option is of the wrong type, or comes too late, for what is a view already.
             ValueError: an option makes no sense.
         """
         route = RouteOptions.of(
@@ -338,11 +338,11 @@ class _RouteManager(Manager):
 
 
 def _view_of(route: RouteOptions, function: Callable[..., Any]) -> View:
-    if getattr(function, _IS_VIEW, False):
+    if getattr(function, _IS_VIEW, False) is True:  # A mock has any attribute.
         if route:
             raise TypeError(f"{function!r} is a view already; options belong to what made it, ws.handler or ws.route")
         return function
-    check_function(function, "a handler")
+    check_function(function, "handler", ("conn",), more=True)
 
     @functools.wraps(function)
     def view(*args: Any, **kwargs: Any) -> ResponseReturnValue:

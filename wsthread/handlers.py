@@ -19,13 +19,16 @@ from .wire.frames import Opcode
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def check_function(function: Callable[..., Any], name: str, parameters: tuple[str, ...] | None = None) -> None:
+def check_function(
+    function: Callable[..., Any], name: str, parameters: tuple[str, ...], *, more: bool = False,
+) -> None:
     """Refuse a function of the application that could never work.
 
     Args:
         function: the function.
         name: what the application calls it, such as ``on_message``.
-        parameters: what it is called with; None when that is not known yet.
+        parameters: what it is called with.
+        more: whether it is called with others besides, which are not known yet.
 
     Raises:
         TypeError: it is no function, or one that only runs when awaited or iterated over, or it takes other parameters.
@@ -33,31 +36,39 @@ def check_function(function: Callable[..., Any], name: str, parameters: tuple[st
     if not callable(function):
         raise TypeError(f"{name} is {function!r}, it must be a function")
     body: Any = function
-    while isinstance(body, partial):
-        body = body.func
+    while isinstance(body, (partial, staticmethod)):
+        body = body.func if isinstance(body, partial) else body.__func__
+    bodies = [body]
     if not inspect.isroutine(body) and not inspect.isclass(body):
-        body = type(body).__call__  # An object that is called.
+        bodies.append(type(body).__call__)  # An object that is called.
     for is_kind, kind in (
         (inspect.iscoroutinefunction, "async def"), (inspect.isasyncgenfunction, "async def"),
         (inspect.isgeneratorfunction, "a generator, by its yield"),
     ):
-        if is_kind(body):
+        if any(_tells(is_kind, one) for one in bodies):
             raise TypeError(f"{name} runs in a thread and {function!r} is {kind}: write a plain def")
-    if parameters is not None:
-        _check_parameters(function, name, parameters)
+    _check_parameters(function, name, parameters, more)
 
 
-def _check_parameters(function: Callable[..., Any], name: str, parameters: tuple[str, ...]) -> None:
+def _tells(is_kind: Callable[[Any], bool], body: Any) -> bool:
+    try:
+        return is_kind(body)
+    except TypeError:  # A mock that claims to be a function.
+        return False
+
+
+def _check_parameters(function: Callable[..., Any], name: str, parameters: tuple[str, ...], more: bool) -> None:
     try:
         # A decorator may give the function below it more arguments than it gets itself.
         signature = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return  # Some functions in C do not tell.
+    bind = signature.bind_partial if more else signature.bind
     try:
-        signature.bind(*parameters)
+        bind(*parameters)
     except TypeError as error:
-        raise TypeError(
-            f"{name} is called as {name}({', '.join(parameters)}), and {function!r} takes {signature}") from error
+        call = f"{name}({', '.join([*parameters, '...'] if more else parameters)})"
+        raise TypeError(f"{name} is called as {call}, and {function!r} takes {signature}") from error
 
 
 class _Callback(Generic[F]):
@@ -83,11 +94,25 @@ class _Callback(Generic[F]):
     def __set__(self, manager: ListenableManager, function: F | None) -> None:
         if function is not None:
             check_function(function, self._name, self.parameters)
-        manager._callbacks[self._name] = function or _ignore
+        manager._callbacks[self._name] = _ignore if function is None else function
 
     def _register(self, manager: ListenableManager, function: F) -> F:
         self.__set__(manager, function)
         return function
+
+
+class _Method:
+    """A callback that a subclass defines as a method: a method as any, and what is assigned takes its place."""
+
+    def __init__(self, method: Any, callback: _Callback[Any]) -> None:
+        self._method = method
+        self._callback = callback
+
+    def __get__(self, manager: ListenableManager | None, owner: type[ListenableManager]) -> Any:
+        return self._method.__get__(manager, owner)
+
+    def __set__(self, manager: ListenableManager, function: Callable[..., Any] | None) -> None:
+        self._callback.__set__(manager, function)
 
 
 _NO_CALLBACK = "the method of that name if a subclass has one, else nothing is called"
@@ -134,6 +159,8 @@ class ListenableManager(Manager):
     Each callback may be given as a keyword, assigned (``manager.on_message = f``), registered with the attribute
     as a decorator (``@manager.on_message``) or defined as a method of a subclass; one function each, the last one
     counts. Those of one connection run one after the other, in the connection's thread, in the order of the wire.
+
+    In a subclass that defines it, the attribute is that method, and no decorator.
     """
 
     on_connect: _Callback[Callable[[Connection], Any]] = _Callback("conn")
@@ -141,6 +168,13 @@ class ListenableManager(Manager):
     on_error: _Callback[Callable[[Connection, Exception], Any]] = _Callback("conn", "error")
     on_slow: _Callback[Callable[[Connection], Any]] = _Callback("conn")
     on_close: _Callback[Callable[[Connection], Any]] = _Callback("conn")
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for name in _CALLBACKS:
+            method = inspect.getattr_static(cls, name)  # It may be a mixin's.
+            if hasattr(method, "__get__") and not isinstance(method, (_Callback, _Method)):
+                setattr(cls, name, _Method(method, getattr(ListenableManager, name)))
 
     @takes(ListenableOptions)
     def __init__(self, **options: Any) -> None:

@@ -348,7 +348,7 @@ class Hub:
         wanted = options.shutdown_spread if spread is None else spread
         # What is spread leaves half of the time to the closing handshakes.
         spread = min(wanted, servers.time_to_stop(options.shutdown_timeout) / 2)
-        return self._shutdown.begin(Close(options.shutdown_code) if close is None else close, spread, self.alive())
+        return self._shutdown.begin(Close(options.shutdown_code) if close is None else close, spread, self.alive)
 
     def finish_shutdown(self, timeout: float) -> bool:
         """Wait until the connections are gone, ``timeout`` seconds at most; tell whether they are.

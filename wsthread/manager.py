@@ -44,7 +44,7 @@ class Manager:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """The connections, oldest first. Any thread may look.
+        """The connections, in the order in which they were let in. Any thread may look.
 
         A connection is among them, and in its groups, and gets broadcasts, from the moment it is let in until it begins
         to close. It is let in when its ``on_connect`` has returned, or before that when it joins a group, sends or
@@ -85,7 +85,8 @@ class Manager:
             How many got it, and how many did not. It is false when no connection took the message.
 
         Raises:
-            TypeError: the payload is neither str nor bytes-like; ``to`` or ``exclude`` is something else.
+            TypeError: the payload is neither str nor bytes-like; ``to`` or ``exclude`` is something else, such as the
+                id of a connection.
         """
         return self._hub.broadcast(PreparedMessage(payload), to, exclude)
 

@@ -106,7 +106,7 @@ class Sender(Writer):
             self._check_open()
             is_newly_slow = False
             if is_overflowing(self.outbox, len(data), self.options):
-                is_newly_slow, self._is_slow = not self._is_slow, True
+                is_newly_slow, self.is_slow = not self.is_slow, True
                 verdict = judge(self.outbox, len(data), self.options)
                 self.messages_dropped += verdict.dropped
                 if verdict.close:

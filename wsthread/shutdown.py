@@ -31,13 +31,13 @@ class Shutdown:
         self._since = 0.0
         self._to_close: deque[tuple[float, Connection]] = deque()  # When to close which, the next one first.
 
-    def begin(self, close: Close, spread: float, connections: Iterable[Connection]) -> float:
+    def begin(self, close: Close, spread: float, connections: Callable[[], Iterable[Connection]]) -> float:
         """Start to close connections.
 
         Args:
             close: what they are told.
             spread: seconds over which their Closes are spread.
-            connections: those there are.
+            connections: returns those there are. It is called when newer ones see :attr:`close`.
 
         Returns:
             When it began, perhaps some time ago.
@@ -46,9 +46,9 @@ class Shutdown:
             if self.close is not None:
                 return self._since
             self._since = now = clock.now()
-            chosen = list(connections)
+            self.close = close  # Whoever arrives from now on is told by tell(), so nobody is missed.
+            chosen = list(connections())
             self._to_close.extend((now + spread * number / len(chosen), conn) for number, conn in enumerate(chosen))
-            self.close = close
         self.go_on(now)
         if chosen:
             tell_aside(

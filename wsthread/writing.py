@@ -49,12 +49,12 @@ class Writer(SendState):
         is_let_in: whether the connection has become one of its manager's ``connections``. Nothing is clear before.
         options: the manager's.
         messages_dropped: how many were given up for a peer that is too slow.
+        is_slow: whether the outbox has overflown since it was empty.
     """
 
     __slots__ = (
         "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "options",
-        "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
-        "_is_slow",
+        "is_slow", "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
     )
 
     def __init__(
@@ -80,7 +80,7 @@ class Writer(SendState):
         self._progress: threading.Condition | None = None  # For the others who wait; made by the first of them.
         self._held: list[bytes] = []
         self._is_flushed_soon = False  # Whether the housekeeper was told of them.
-        self._is_slow = False  # Whether the outbox has overflown since it was empty.
+        self.is_slow = False
 
     # Without the send lock
 
@@ -239,7 +239,7 @@ class Writer(SendState):
         if outbox.size:
             self.watch()
         else:
-            self._is_slow = False
+            self.is_slow = False
             self.update_clear()
             self._unwatch()
             if has_waited and self.ending.state is State.CLOSING:  # Now the Close has left.

@@ -30,7 +30,7 @@ logins = flask_login.LoginManager()
 principals = flask_principal.Principal(use_sessions=False)
 
 
-class User(flask_login.UserMixin):  # type: ignore[misc]
+class User(flask_login.UserMixin):
     """Somebody whose name is also the id."""
 
     def __init__(self, name: str) -> None:

@@ -6,6 +6,7 @@ The database is that of the environment variable DATABASE.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from flask import Blueprint, Flask, jsonify, request
 from flask_login import LoginManager, UserMixin, current_user, login_required, login_user, logout_user
@@ -22,20 +23,21 @@ class Base(DeclarativeBase):
 
 
 db = SQLAlchemy(model_class=Base)
+Model: Any = db.Model  # To mypy it is a variable.
 logins = LoginManager()
 ws = WebSockets()
 watchers = ListenableManager()
 chat = Blueprint("chat", __name__, url_prefix="/chat")
 
 
-class Member(UserMixin, db.Model):  # type: ignore[misc,name-defined]
+class Member(UserMixin, Model):
     """Somebody who may log in."""
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str]
 
 
-class Message(db.Model):  # type: ignore[misc,name-defined]
+class Message(Model):
     """What somebody said."""
 
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -96,8 +98,9 @@ def talk_strictly(conn: Connection, room: str) -> None:
 def take_part(conn: Connection, room: str) -> None:
     conn.context = current_user.id
     conn.join(room)
-    for text in ws.messages(conn):
-        db.session.add(Message(name=current_user.name, text=str(text)))
+    for message in ws.messages(conn):
+        text = str(message)
+        db.session.add(Message(name=current_user.name, text=text))
         db.session.commit()
         ws.manager.broadcast(f"{current_user.name}: {text}", to=room)
 

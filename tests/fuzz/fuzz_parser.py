@@ -24,6 +24,7 @@ from runner import run  # noqa: E402
 from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame, client_header, give  # noqa: E402
 
 with atheris.instrument_imports(include=["wsthread"]):
+    from wsthread import speedups
     from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
     from wsthread.wire import frames, messages
     from wsthread.wire.deflate import Agreement, Deflate, Inflater, parse_extensions
@@ -36,9 +37,13 @@ COMPRESSED, CLIENT_TAKEOVER, SERVER_TAKEOVER, SMALL_WINDOW, BUILT = 0x08, 0x10, 
 #: The most a parser may keep when it asks for more: a control frame without its last octet (RFC 6455 5.2, 5.5).
 MAX_KEPT = 2 + 4 + 125 - 1
 REPEATS = (1, 3, 50, 400)
-#: What the package uses as it is installed. What has no extension is tested twice in Python.
-EXTENSION = frames.c, frames.mask, frames.mask_in_place
-PYTHON = None, frames._mask, frames._mask_in_place
+#: Where the package uses what the C extension replaces: modules, and the names there and in wsthread.speedups.
+USES = [
+    (frames, "mask", "mask"), (frames, "mask_in_place", "mask_in_place"), (frames, "read_messages", "read_messages"),
+    (messages, "encode_short_message", "encode_message"),
+]
+#: What it uses as it is installed. What has no extension is tested twice in Python.
+INSTALLED = {name: getattr(speedups, name) for _, _, name in USES}
 messages._LEAST_ROOM = 1  # Inputs are small.
 ZERO_KEY, SOME_KEY = bytes(4), b"\x37\xfa\x21\x3d"
 
@@ -81,8 +86,9 @@ def _receive(
     limit: int | None, agreement: Agreement | None, chunks: Iterator[bytes] | list[bytes], in_c: bool,
 ) -> tuple[list[Message], ProtocolError | None]:
     """Return the events and what ended them; anything but a ProtocolError is a finding."""
-    frames.c, frames.mask, frames.mask_in_place = EXTENSION if in_c else PYTHON
-    messages.c = frames.c
+    versions = INSTALLED if in_c else speedups.python_versions
+    for module, name_there, name in USES:
+        setattr(module, name_there, versions[name])
     protocol = Protocol(max_message_size=limit, agreement=agreement)
     events: list[Message] = []
     for chunk in chunks:

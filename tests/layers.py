@@ -1,0 +1,55 @@
+"""The shape of the package: its modules, what each stands on, and which are pure; tests/test_layers.py holds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import wsthread
+
+PACKAGE = Path(wsthread.__file__).parent
+TESTS = Path(__file__).parent
+#: Each module by its name within the package, such as ``wire.frames``; a package within it has its own name.
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")}
+MODULES = sorted(FILES)
+#: The floors, the lowest first. A module imports from lower floors only, not from its own.
+FLOORS: list[tuple[str, ...]] = [
+    ("exceptions", "clock", "logs", "stats", "registry", "outbox", "speedups", "client_socket", "wire",
+     "servers.server"),
+    ("wire.frames", "wire.deflate", "wire.handshake", "transport", "housekeeper", "servers.gunicorn",
+     "servers.werkzeug", "servers.in_process", "servers.refused"),
+    ("wire.messages", "wire.client_handshake", "options", "servers"),
+    ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
+    ("ending", "client"),
+    ("writing",),
+    ("sending",),
+    ("control_frames",),
+    ("receiving",),
+    ("link",),
+    ("connection",),
+    ("addressing", "shutdown", "thread"),
+    ("hub",),
+    ("manager",),
+    ("handlers", "upgrader"),
+    ("__init__",),
+    ("testing", "flask_configuration", "flask_contexts", "prometheus"),
+    ("flask_rules", "pytest_plugin"),
+    ("flask",),
+]
+#: Bytes in, values out. The tests cover all of them, branches too.
+PURE = [
+    "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
+    "wire.client_handshake", "outbox", "options", "deadlines", "ending", "overflow", "inbox",
+]
+#: Modules without a file of tests that is named after them, and why.
+WITHOUT_NAMESAKE = {
+    "__init__": "it passes on names that are tested where they are defined",
+    "wire": "it is empty",
+    "servers.server": "its defaults are tested as those of the servers that have them",
+}
+
+
+def namesake(module: str) -> Path:
+    """Return the file of the tests of a module."""
+    return TESTS / f"test_{module.removeprefix('wire.').replace('.', '_')}.py"
