@@ -48,7 +48,8 @@ class Connection:
         context: session data of the application; None at first. The library never touches it.
         id: a random name, unique among all connections.
         request: the opening handshake as a Werkzeug Request (Flask's, when it came through Flask): args, headers,
-            cookies, view_args. A snapshot without body and without the server's objects.
+            cookies, view_args. A snapshot without body and without the server's objects. When it came through
+            :mod:`wsthread.django`, it is Django's HttpRequest.
         subprotocol: the subprotocol agreed on, or None.
     """
 
@@ -71,7 +72,7 @@ class Connection:
     @property
     def remote_address(self) -> str | None:
         """The client's address as the WSGI server, or ProxyFix, told it; None for a Unix socket."""
-        return self.request.remote_addr or None
+        return self._link.request.remote_addr or None
 
     @property
     def state(self) -> State:

@@ -189,7 +189,8 @@ class Hub:
         """Note that the thread of a connection ends; it calls it."""
         with self._lock:
             self._departed.pop(threading.get_ident(), None)
-        link_of(conn).sender.registry.dismiss(conn.request.remote_addr or "")  # After a fork it is the parent's.
+        link = link_of(conn)
+        link.sender.registry.dismiss(link.request.remote_addr or "")  # After a fork it is the parent's.
 
     @property
     def current(self) -> Connection | None:

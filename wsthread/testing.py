@@ -183,7 +183,7 @@ class WebSocket(ClientConnection):
 
 
 def _note_error(conn: Connection, error: BaseException) -> None:
-    errors = conn.request.environ.get(_ERRORS)
+    errors = link_of(conn).request.environ.get(_ERRORS)
     if errors is not None:
         errors.append(error)
 
@@ -272,7 +272,7 @@ def _find_connection(errors: list[BaseException], before: set[threading.Thread],
     while True:
         threads = {one.name for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before}
         for conn in _alive():
-            if conn.request.environ.get(_ERRORS) is not errors:
+            if link_of(conn).request.environ.get(_ERRORS) is not errors:
                 threads.discard(_thread_name(conn))  # Somebody else's, who may stay.
             elif _is_settled(link_of(conn), min(_PATIENCE, timeout / 2)):
                 return conn
