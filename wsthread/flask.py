@@ -27,6 +27,7 @@ import functools
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from types import EllipsisType
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -313,9 +314,10 @@ class _Rule(NamedTuple):
             app.add_url_rule(self.rule, **{**self.options, "endpoint": self.endpoint, "view_func": self.view})
 
     def add_to_older(self, app: Flask) -> None:
-        """Add it to an application that may have it already, from its own factory, or have served already."""
-        if app.view_functions.get(self.endpoint, self.view) is self.view and not app._got_first_request:
-            self.add_to(app)
+        """Add it to an application that may have one from its own factory, or may have served already."""
+        if app.view_functions.get(self.endpoint, self.view) is self.view:
+            with suppress(AssertionError):  # Flask takes no rules after the first request.
+                self.add_to(app)
 
 
 class WebSocketClient(FlaskClient):
