@@ -31,6 +31,7 @@ from .control_frames import answer
 from .ending import State
 from .exceptions import ProtocolError
 from .inbox import Inbox
+from .locks import taking
 from .options import Options
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
@@ -146,7 +147,7 @@ class Receiver:
                         return event
             finally:
                 self.waiting_since = None
-        with sender.send_lock:
+        with taking(sender.send_lock):
             raise sender.closed_error()
 
     def finish(self) -> None:
@@ -260,7 +261,7 @@ class Receiver:
             self._room = protocol.room()
         except ProtocolError as error:
             self._answer_violation(error)
-        with sender.send_lock:
+        with taking(sender.send_lock):
             sender.flush_now()
             if sender.outbox.size:
                 return False
