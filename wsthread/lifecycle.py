@@ -20,6 +20,7 @@ from typing import Protocol
 
 from . import clock, servers
 from .housekeeper import Housekeeper
+from .locks import taking
 from .logs import tell
 
 
@@ -64,7 +65,7 @@ def enter(manager: Inhabitant, tick: float) -> Housekeeper:
         RuntimeError: the system starts no more threads.
     """
     global _registered, _housekeeper
-    with _lock:
+    with taking(_lock):
         _managers.add(manager)
         if not _registered:
             atexit.register(_shut_down_all)
@@ -102,7 +103,7 @@ def _log_dumps() -> None:
 
 def managers() -> list[Inhabitant]:
     """Return those of this process that have had a connection. Any thread may call it."""
-    with _lock:
+    with taking(_lock):
         return list(_managers)
 
 
