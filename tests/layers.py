@@ -15,9 +15,9 @@ FILES = {
 MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
-    ("exceptions", "clock", "logs", "stats", "registry", "outbox", "speedups", "client_socket", "wire",
-     "servers.server"),
-    ("wire.frames", "wire.deflate", "wire.handshake", "transport", "housekeeper", "servers.gunicorn",
+    ("exceptions", "clock", "locks", "logs", "outbox", "speedups", "client_socket", "wire", "servers.server"),
+    ("stats", "registry", "wire.frames", "wire.deflate", "wire.handshake", "transport", "housekeeper",
+     "servers.gunicorn",
      "servers.werkzeug", "servers.in_process", "servers.refused"),
     ("wire.messages", "wire.client_handshake", "options", "servers"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),

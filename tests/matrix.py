@@ -26,7 +26,7 @@ TESTS = [
     "tests/test_flask.py", "tests/test_flask_contexts.py", "tests/test_flask_apps.py", "tests/test_testing.py",
     "tests/test_pytest_plugin.py", "tests/test_upgrader.py",
     "tests/test_flask_identity.py", "tests/test_flask_errors.py", "tests/test_flask_configuration.py",
-    "tests/test_flask_rules.py",
+    "tests/test_flask_rules.py", "tests/test_flask_clients.py",
 ]
 TOOLS = [
     "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",

@@ -15,6 +15,7 @@ from werkzeug.wrappers import Request
 from .ending import State
 from .exceptions import ConnectionClosed, InvalidJSON
 from .link import Link
+from .locks import taking
 from .registry import Registry
 from .sending import Sender
 from .speedups import send_small
@@ -135,7 +136,7 @@ class Connection:
             raise TypeError(f"a group is a str, not {group!r}")
         self._let_in()
         if not self._home.registry.join(self.id, group):
-            with self._sender.send_lock:
+            with taking(self._sender.send_lock):
                 raise self._sender.closed_error()
 
     def leave(self, group: str) -> None:

@@ -27,6 +27,7 @@ import functools
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from types import EllipsisType
 from typing import Any, NamedTuple, TypeAlias, overload
@@ -79,9 +80,9 @@ class WebSockets:
     def init_app(self, app: Flask) -> None:
         """Let an application have WebSockets, and the routes of this object.
 
-        A plain HTTP request for an address that has a WebSocket only is answered with 426 from now on, and
-        ``app.test_client()`` has :meth:`WebSocketClient.websocket`; unless the application has an error handler for
-        Werkzeug's WebsocketMismatch, or a test client of its own.
+        A plain HTTP request for an address that has a WebSocket only is answered with 426 from now on, unless the
+        application has an error handler for Werkzeug's WebsocketMismatch. And what ``app.test_client()`` returns has
+        :meth:`WebSocketClient.websocket`, of whatever class it is.
 
         Raises:
             ValueError: the configuration has an unknown ``WSTHREAD_`` key already, or a value that makes no sense. For
@@ -96,6 +97,7 @@ class WebSockets:
                 app.register_error_handler(WebsocketMismatch, answer_mismatch)
             if app.test_client_class is None:
                 app.test_client_class = WebSocketClient
+            setattr(app, "test_client", functools.partial(_make_client, app.test_client))
         for rule in self._rules:
             rule.add_to(app)
         self._apps[app] = {rule.endpoint for rule in self._rules if rule.is_late}
@@ -313,17 +315,33 @@ class _Rule(NamedTuple):
             app.add_url_rule(self.rule, **{**self.options, "endpoint": self.endpoint, "view_func": self.view})
 
     def add_to_older(self, app: Flask) -> None:
-        """Add it to an application that may have it already, from its own factory, or have served already."""
-        if app.view_functions.get(self.endpoint, self.view) is self.view and not app._got_first_request:
-            self.add_to(app)
+        """Add it to an application that may have one from its own factory, or may have served already."""
+        if app.view_functions.get(self.endpoint, self.view) is self.view:
+            with suppress(AssertionError):  # Flask takes no rules after the first request.
+                self.add_to(app)
 
 
 class WebSocketClient(FlaskClient):
-    """A test client with WebSockets; the base for one of your own."""
+    """A test client with WebSockets.
+
+    It is also a base for those of your own, for the sake of type checkers::
+
+        class Client(WebSocketClient, FlaskLoginClient): ...
+
+        app.test_client_class = Client
+    """
 
     def websocket(self, path: str = "/", **options: Any) -> testing.WebSocket:
         """Open a WebSocket with the cookies of this client, see :func:`wsthread.testing.connect`."""
         return testing.connect(self, path, **options)
+
+
+def _make_client(make: Callable[..., FlaskClient], *args: Any, **options: Any) -> FlaskClient:
+    """Call an application's ``test_client``, and let the client have WebSockets, of whatever class it is."""
+    client = make(*args, **options)
+    if not hasattr(client, "websocket"):
+        setattr(client, "websocket", functools.partial(testing.connect, client))
+    return client
 
 
 class _RouteManager(Manager):

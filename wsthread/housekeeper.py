@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from . import clock
+from .locks import taking
 from .logs import tell
 
 TICK = 0.25  # Seconds between two looks at the deadlines, unless a manager wants it shorter.
@@ -54,7 +55,7 @@ class Housekeeper:
         Raises:
             RuntimeError: the system starts no more threads.
         """
-        with self._lock:
+        with taking(self._lock):
             self._checked.add(checked)
             self._tick = min(self._tick, tick)
             if self._thread is not None and self._thread.is_alive():
@@ -69,7 +70,7 @@ class Housekeeper:
 
     def stop(self) -> None:
         """End the thread and wait for that. A later :meth:`add` starts it again."""
-        with self._lock:
+        with taking(self._lock):
             self._is_stopping, thread = True, self._thread
         self._wake_write.send(b"\0")
         if thread is not None and thread is not threading.current_thread():
@@ -77,7 +78,7 @@ class Housekeeper:
 
     def watch(self, fd: int, flush: Callable[[], None]) -> None:
         """Call ``flush`` whenever the file descriptor takes bytes, until :meth:`unwatch`."""
-        with self._lock:
+        with taking(self._lock):
             try:
                 self._selector.register(fd, selectors.EVENT_WRITE, flush)
             except KeyError:  # A signal handler that raised came between this call and its caller, once.
@@ -85,7 +86,7 @@ class Housekeeper:
 
     def unwatch(self, fd: int) -> None:
         """Stop watching; call it before the file descriptor is closed."""
-        with self._lock:
+        with taking(self._lock):
             try:
                 self._selector.unregister(fd)
             except KeyError:  # Likewise.
@@ -93,7 +94,7 @@ class Housekeeper:
 
     def flush_soon(self, flush: Callable[[], None]) -> None:
         """Call ``flush`` once, after :data:`SOON`."""
-        with self._lock:
+        with taking(self._lock):
             self._soon.append(flush)
             wake = len(self._soon) == 1
         if wake:
@@ -122,13 +123,13 @@ class Housekeeper:
     def _flush_all_soon(self) -> None:
         self._wake_read.recv(1)
         time.sleep(SOON)  # Those who ask meanwhile are flushed along.
-        with self._lock:
+        with taking(self._lock):
             soon, self._soon = self._soon, []
         for flush in soon:
             _survive(flush)
 
     def _check_all(self, now: float) -> None:
-        with self._lock:
+        with taking(self._lock):
             checked = list(self._checked)
         for one in checked:
             _survive(one.check, now)

@@ -24,6 +24,7 @@ from .addressing import Addressees, choose
 from .connection import Connection, let_in, link_of, senders_of
 from .exceptions import ConnectionClosed, HandshakeError
 from .link import Link, Scope
+from .locks import taking
 from .logs import tell, tell_aside
 from .options import Options
 from .overflow import Posted
@@ -147,7 +148,7 @@ class Hub:
 
     def arrive(self, conn: Connection) -> None:
         """Note that a connection is OPEN; its thread calls it."""
-        with self._lock:
+        with taking(self._lock):
             self.counters.accept()
             self._alive[threading.get_ident()] = conn
         self._shutdown.tell(conn)  # It came while the process began to stop.
@@ -163,7 +164,8 @@ class Hub:
     def depart(self, conn: Connection) -> None:
         """Note that a connection is CLOSED; its thread calls it."""
         link = link_of(conn)
-        with self._lock:  # So that stats() counts it once.
+        self.registry.remove(conn.id)  # It has left, unless that was interrupted.
+        with taking(self._lock):  # So that stats() counts it once.
             own = threading.get_ident()
             self._alive.pop(own, None)
             self._lingering.pop(conn, None)
@@ -187,7 +189,7 @@ class Hub:
 
     def dismiss(self, conn: Connection) -> None:
         """Note that the thread of a connection ends; it calls it."""
-        with self._lock:
+        with taking(self._lock):
             self._departed.pop(threading.get_ident(), None)
         link = link_of(conn)
         link.sender.registry.dismiss(link.request.remote_addr or "")  # After a fork it is the parent's.
@@ -200,7 +202,7 @@ class Hub:
 
     def alive(self) -> list[Connection]:
         """Return the connections that are open or closing, in the order in which their threads began."""
-        with self._lock:
+        with taking(self._lock):
             return list(self._alive.values())
 
     # Many connections
@@ -213,7 +215,7 @@ class Hub:
         members, gone = choose(self.registry, to, exclude)
         sent, others = send_each(senders_of(members), message.encode(None))
         queued = len(members) - sent - len(others)
-        outcomes = Counter(self._post(members[index], message) for index in others)
+        outcomes = Counter([self._post(members[index], message) for index in others])  # No generator: see locks.py.
         return Broadcast(
             sent + outcomes[Posted.SENT], queued + outcomes[Posted.QUEUED], outcomes[Posted.DROPPED],
             gone + outcomes[None])
@@ -223,7 +225,7 @@ class Hub:
         posted = self._post(conn, message)
         if posted is None:
             sender = link_of(conn).sender
-            with sender.send_lock:
+            with taking(sender.send_lock):
                 raise sender.closed_error()
         return posted is not Posted.DROPPED
 
@@ -258,7 +260,7 @@ class Hub:
 
     def stats(self) -> dict[str, Any]:
         """Return numbers, fit for JSON."""
-        with self._lock:
+        with taking(self._lock):
             alive, counts = list(self._alive.values()), self.counters.snapshot()
         totals = Totals.sum((counts.finished, *(link_of(conn).totals() for conn in alive)))
         states = Counter(link_of(conn).stage for conn in alive)
@@ -319,7 +321,7 @@ class Hub:
 
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""
-        with self._lock:
+        with taking(self._lock):
             if conn not in self._alive.values():
                 return  # It has just departed.
             told_at = self._lingering.setdefault(conn, now + _LINGERING)

@@ -26,6 +26,7 @@ from . import clock
 from .deadlines import Deadlines
 from .ending import State
 from .housekeeper import Housekeeper
+from .locks import taking
 from .logs import name_of
 from .options import Options
 from .receiving import Receiver
@@ -198,7 +199,7 @@ class Link:
     def describe(self, now: float) -> str:
         """Return one line: who it is, and what it does since when."""
         sender = self.sender
-        with sender.send_lock:
+        with taking(sender.send_lock):
             queued, last_pong = sender.outbox.size, sender.deadlines.last_pong
         waiting_since, callback = self.receiver.waiting_since, self.callback
         doing = f"in {callback[0]} for {now - callback[1]:.1f} s" if callback is not None else "between callbacks"

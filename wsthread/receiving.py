@@ -31,6 +31,7 @@ from .control_frames import answer
 from .ending import State
 from .exceptions import ProtocolError
 from .inbox import Inbox
+from .locks import taking
 from .options import Options
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
@@ -57,7 +58,7 @@ class Receiver:
     Attributes:
         lock: the receive lock.
         waiting_since: since when the application waits for a message; None while it works. Its own thread writes it.
-        messages_received: how many so far, with those in the inbox.
+        messages_received: how many the application got so far.
         bytes_received: how many so far.
         complaints: what the peer did wrong, for the log.
         begun_at: since when a message is under way that is not complete; None when there is none.
@@ -132,6 +133,7 @@ class Receiver:
             try:
                 while True:
                     if self._inbox is not None and not ending.is_ours:
+                        self.messages_received += 1
                         return self._take_from_inbox()
                     if ending.state is not _OPEN:
                         break
@@ -142,11 +144,12 @@ class Receiver:
                         continue
                     event = self._next_event()
                     if event is not None:
+                        self.messages_received += 1
                         self._has_input = sender.is_corked = protocol.has_input
                         return event
             finally:
                 self.waiting_since = None
-        with sender.send_lock:
+        with taking(sender.send_lock):
             raise sender.closed_error()
 
     def finish(self) -> None:
@@ -237,7 +240,6 @@ class Receiver:
         if opcode is not _TEXT and opcode is not _BINARY:
             answer(event, self._sender)
             return None
-        self.messages_received += 1
         self.begun_at = None
         return event
 
@@ -260,7 +262,7 @@ class Receiver:
             self._room = protocol.room()
         except ProtocolError as error:
             self._answer_violation(error)
-        with sender.send_lock:
+        with taking(sender.send_lock):
             sender.flush_now()
             if sender.outbox.size:
                 return False

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Hashable, Iterable
 from typing import Generic, TypeVar
 
+from .locks import taking
+
 T = TypeVar("T", bound=Hashable)
 
 
@@ -29,7 +31,7 @@ class Registry(Generic[T]):
 
     def admit(self, address: str, limit: int | None, limit_per_address: int | None) -> str | None:
         """Count one more from an address; return the name of the option that forbids it, if one does."""
-        with self._lock:
+        with taking(self._lock):
             if limit is not None and self._admitted >= limit:
                 return "max_connections"
             if limit_per_address is not None and self._addresses.get(address, 0) >= limit_per_address:
@@ -41,7 +43,7 @@ class Registry(Generic[T]):
 
     def dismiss(self, address: str) -> None:
         """Count one less from an address."""
-        with self._lock:
+        with taking(self._lock):
             self._admitted -= 1
             left = self._addresses.get(address, 0) - 1
             if left > 0:
@@ -53,7 +55,7 @@ class Registry(Generic[T]):
     @property
     def admitted(self) -> int:
         """How many were admitted and not dismissed."""
-        with self._lock:
+        with taking(self._lock):
             return self._admitted
 
     def wait_gone(self, own: bool, timeout: float) -> bool:
@@ -66,7 +68,7 @@ class Registry(Generic[T]):
         Returns:
             Whether that is so.
         """
-        with self._lock:
+        with taking(self._lock):
             self._waiting += own
             self._going.notify_all()
             try:
@@ -76,12 +78,12 @@ class Registry(Generic[T]):
 
     def add(self, key: str, member: T) -> None:
         """Add a member."""
-        with self._lock:
+        with taking(self._lock):
             self._members[key] = member
 
     def remove(self, key: str) -> None:
         """Forget a member and its groups; nothing happens when it is none."""
-        with self._lock:
+        with taking(self._lock):
             member = self._members.pop(key, None)
             if member is not None:
                 for group in self._joined.pop(member, ()):
@@ -89,12 +91,12 @@ class Registry(Generic[T]):
 
     def get(self, key: str) -> T | None:
         """Return the member with this id, or None."""
-        with self._lock:
+        with taking(self._lock):
             return self._members.get(key)
 
     def join(self, key: str, group: str) -> bool:
         """Put a member into a group; False when it is no member."""
-        with self._lock:
+        with taking(self._lock):
             member = self._members.get(key)
             if member is None:
                 return False
@@ -104,7 +106,7 @@ class Registry(Generic[T]):
 
     def leave(self, key: str, group: str) -> None:
         """Take a member out of a group; nothing happens when it is not in it."""
-        with self._lock:
+        with taking(self._lock):
             member = self._members.get(key)
             if member is not None and group in self._joined.get(member, ()):
                 self._joined[member].discard(group)
@@ -118,14 +120,14 @@ class Registry(Generic[T]):
 
     def groups(self, key: str) -> frozenset[str]:
         """Return the groups a member is in."""
-        with self._lock:
+        with taking(self._lock):
             member = self._members.get(key)
             return frozenset() if member is None else frozenset(self._joined.get(member, ()))
 
     def snapshot(self, groups: Iterable[str] | None = None) -> tuple[T, ...]:
         """Return the members of this moment, or those in at least one of the groups, each once."""
         chosen = None if groups is None else list(groups)  # Foreign code, if it is a generator.
-        with self._lock:
+        with taking(self._lock):
             if chosen is None:
                 return tuple(self._members.values())
             return tuple({member: None for group in chosen for member in self._groups.get(group, ())})

@@ -14,6 +14,7 @@ from .deadlines import Action, Deadlines
 from .ending import Ending, State
 from .exceptions import ProtocolError
 from .housekeeper import Housekeeper
+from .locks import taking
 from .options import Options
 from .outbox import Entry
 from .overflow import Posted, is_overflowing, judge
@@ -62,7 +63,7 @@ class Sender(Writer):
         if isinstance(payload, bytes) and len(payload) >= _LARGE:
             header = self.protocol.send_header(payload)
             if header is not None:
-                with self.send_lock:
+                with taking(self.send_lock):
                     self._check_open()
                     entry = self.write_large(header, payload)
                     if entry is not None:
@@ -70,17 +71,17 @@ class Sender(Writer):
                 return
         if self._window_lock is None:
             data = self.protocol.send_message(payload)
-            with self.send_lock:
+            with taking(self.send_lock):
                 entry = self._send(data)
                 if entry is not None:
                     self.wait_done(entry, timeout)
             return
-        with self._window_lock:
+        with taking(self._window_lock):
             data = self.protocol.send_message(payload)
-            with self.send_lock:
+            with taking(self.send_lock):
                 entry = self._send(data)
         if entry is not None:
-            with self.send_lock:
+            with taking(self.send_lock):
                 self.wait_done(entry, timeout)
 
     def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
@@ -102,7 +103,7 @@ class Sender(Writer):
             self._window_lock.release()
 
     def _post(self, data: bytes) -> tuple[Posted, bool]:
-        with self.send_lock:
+        with taking(self.send_lock):
             self._check_open()
             is_newly_slow = False
             if is_overflowing(self.outbox, len(data), self.options):
@@ -127,7 +128,7 @@ class Sender(Writer):
             ConnectionClosed: the connection broke meanwhile.
             TimeoutError: it took nothing for ``write_timeout``. The connection is cut.
         """
-        with self.send_lock:
+        with taking(self.send_lock):
             sent = self.bytes_sent
             self.wait_until(lambda: self.bytes_sent > sent or not self.outbox.size)
 
@@ -140,26 +141,26 @@ class Sender(Writer):
     def ping(self, payload: bytes) -> None:
         """Send a Ping; see :meth:`wsthread.Connection.ping`."""
         data = self.protocol.send_ping(payload)
-        with self.send_lock:
+        with taking(self.send_lock):
             self._check_open()
             self.write_control(data)
 
     def pong(self, payload: bytes) -> None:
         """Answer a Ping. A peer that takes nothing gets no more answers: RFC 6455 5.5.3 lets us skip Pings."""
-        with self.send_lock:
+        with taking(self.send_lock):
             if self.ending.state is _OPEN and self.outbox.cost < self.options.max_outbox_size:
                 self.write_control(self.protocol.send_pong(payload))
 
     def note_pong(self, payload: bytes) -> None:
         """Note a Pong of the peer."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self.deadlines.pong(clock.now(), payload)
 
     # The state
 
     def let_in(self, member: object) -> None:
         """Make the connection a member, unless it is one already, or is not open any more."""
-        with self.send_lock:
+        with taking(self.send_lock):
             if self.ending.state is _OPEN and not self.is_let_in:
                 self.registry.add(self.id, member)
                 self.is_let_in = True
@@ -167,37 +168,37 @@ class Sender(Writer):
 
     def open(self, transport: Transport, response: bytes) -> None:
         """Go from CONNECTING to OPEN and send the 101."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self.ending.state = _OPEN
             self.set_transport(transport)
             self.write_control(response)
 
     def close(self, close: Close) -> None:
         """Begin the closing handshake, unless the connection is closing already."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self._close(close)
 
     def answer_close(self) -> None:
         """Answer the peer's Close, with the same code (RFC 6455 5.5.1)."""
         received = self.protocol.close_received
         assert received is not None
-        with self.send_lock:
+        with taking(self.send_lock):
             self._close(Close(received.code), is_ours=False)
 
     def answer_violation(self, error: ProtocolError) -> None:
         """Close with what the peer did wrong (RFC 6455 7.1.7)."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self._close(Close(error.code, error.reason[:_REASON_LIMIT]), is_ours=False)
             self.fail(error.code, error.reason)
 
     def lose(self, reason: str) -> None:
         """Note that no more bytes will come."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self.fail(CloseCode.ABNORMAL_CLOSURE, reason)
 
     def terminate(self, reason: str) -> None:
         """Cut the connection."""
-        with self.send_lock:
+        with taking(self.send_lock):
             if self.holds:
                 self.flush_now()  # The kernel was to have it when send() returned.
             self.ending.is_ours = self.ending.is_ours or self.ending.state is _OPEN
@@ -205,7 +206,7 @@ class Sender(Writer):
 
     def finish(self, transport: Transport) -> None:
         """Close the socket: the last step."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self.cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
             transport.close()
             self.set_transport(None)
@@ -213,7 +214,7 @@ class Sender(Writer):
 
     def check(self, now: float, *, received: int, is_deaf: bool, idle_since: float | None) -> None:
         """Do what is due; for the arguments see :meth:`wsthread.deadlines.Deadlines.check`."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self.takes_more()
             action, reason = self.deadlines.check(
                 now, received=received, unread=is_deaf, sent=self.bytes_sent, waiting=self.outbox.size > 0,
@@ -246,6 +247,9 @@ class Sender(Writer):
 
     def _close(self, close: Close, *, is_ours: bool = True) -> None:
         if self.ending.close(is_ours=is_ours):
-            self.leave()
-            self.deadlines.closing(clock.now(), self.bytes_sent)
-            self.write_control(self.protocol.send_close(close))
+            self.clear = False
+            try:
+                self.deadlines.closing(clock.now(), self.bytes_sent)
+                self.write_control(self.protocol.send_close(close))
+            finally:
+                self.leave()

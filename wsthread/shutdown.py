@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from . import clock
 from .connection import Connection
+from .locks import taking
 from .logs import tell_aside
 from .wire.protocol import Close
 
@@ -42,7 +43,7 @@ class Shutdown:
         Returns:
             When it began, perhaps some time ago.
         """
-        with self._lock:
+        with taking(self._lock):
             if self.close is not None:
                 return self._since
             self._since = now = clock.now()
@@ -66,7 +67,7 @@ class Shutdown:
             conn.close(*self.close)
 
     def _next_due(self, now: float) -> Connection | None:
-        with self._lock:
+        with taking(self._lock):
             return self._to_close.popleft()[1] if self._to_close and self._to_close[0][0] <= now else None
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .locks import taking
+
 
 class Totals(NamedTuple):
     """What went in and out of a connection, or of several."""
@@ -57,32 +59,32 @@ class Counters:
 
     def accept(self) -> None:
         """Count a connection that was opened."""
-        with self._lock:
+        with taking(self._lock):
             self._accepted += 1
 
     def refuse(self, status: str) -> None:
         """Count a handshake that was refused."""
-        with self._lock:
+        with taking(self._lock):
             self._refused[status] += 1
 
     def slow(self) -> None:
         """Count a peer that became too slow."""
-        with self._lock:
+        with taking(self._lock):
             self._slow += 1
 
     def greedy(self) -> None:
         """Count a connection that was cut because too much was held for it."""
-        with self._lock:
+        with taking(self._lock):
             self._greedy += 1
 
     def finish(self, code: int, totals: Totals) -> None:
         """Count a connection that has ended."""
-        with self._lock:
+        with taking(self._lock):
             self._closed[code] += 1
             self._finished = Totals.sum((self._finished, totals))
 
     def snapshot(self) -> Counts:
         """Return the counts of this moment."""
-        with self._lock:
+        with taking(self._lock):
             closed = {str(code): count for code, count in sorted(self._closed.items())}
             return Counts(self._accepted, self._slow, self._greedy, dict(self._refused), closed, self._finished)

@@ -22,6 +22,7 @@ from .deadlines import Deadlines
 from .ending import Ending, State
 from .exceptions import ConnectionClosed
 from .housekeeper import Housekeeper
+from .locks import taking
 from .options import Options
 from .outbox import Entry, Outbox
 from .registry import Registry
@@ -86,7 +87,7 @@ class Writer(SendState):
 
     def flush(self) -> None:
         """Send what the kernel takes now. Any thread may call it."""
-        with self.send_lock:
+        with taking(self.send_lock):
             self.flush_now()
 
     # Writing
@@ -163,7 +164,7 @@ class Writer(SendState):
         return bool(self._held)
 
     def _flush_held(self) -> None:  # The housekeeper calls it, without the lock.
-        with self.send_lock:
+        with taking(self.send_lock):
             self._is_flushed_soon = False
             self.flush_now()
 
@@ -352,13 +353,17 @@ class Writer(SendState):
 
     def cut(self, reason: str) -> None:
         """Give up the TCP connection."""
-        self.fail(CloseCode.ABNORMAL_CLOSURE, reason)
-        self._held.clear()
-        self.outbox.clear()
-        self._unwatch()
-        self._wake()
-        if self.transport is not None:
-            self.transport.shutdown()
+        self.ending.fail(CloseCode.ABNORMAL_CLOSURE, reason)
+        self.clear = False
+        try:
+            self._held.clear()
+            self.outbox.clear()
+            self._unwatch()
+            self._wake()
+            if self.transport is not None:
+                self.transport.shutdown()
+        finally:
+            self.leave()
 
 
 def _acquire(lock: threading.Lock) -> None:

@@ -1,0 +1,238 @@
+"""Locks that the calling thread may hold already: calls from ``__del__`` and signal handlers never hang."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from peer import TIMEOUT, Connect, Recorder, connect, members, sender_of
+
+from wsthread import Connection, ListenableManager, Manager, Opcode
+from wsthread.locks import taking
+from wsthread.manager import hub_of
+
+__all__ = ["connect"]
+
+
+class Interrupting(dict[str, Connection]):
+    """The members of a registry, which are interrupted when somebody looks at them under the registry's lock."""
+
+    def __init__(self, members: dict[str, Connection], interrupt: Callable[[], object]) -> None:
+        super().__init__(members)
+        self.interrupt = interrupt
+
+    def values(self) -> Any:
+        """Be interrupted."""
+        self.interrupt()
+        return super().values()
+
+
+class Doomed:
+    """An object that calls something when the collector finds it."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.call()
+
+
+CALLS: dict[str, Callable[[Manager, Connection], object]] = {
+    "broadcast": lambda manager, conn: manager.broadcast("x"),
+    "connections": lambda manager, conn: manager.connections,
+    "close": lambda manager, conn: conn.close(),
+    "terminate": lambda manager, conn: conn.terminate(),
+    "join": lambda manager, conn: conn.join("x"),
+    "stats": lambda manager, conn: manager.stats(),
+    "dump": lambda manager, conn: manager.dump(),
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", CALLS)
+def test_a_finalizer_within_the_registry(connect: Connect, name: str) -> None:
+    recorder = Recorder()
+    manager = recorder.manager
+    (conn, peer), (other, other_peer) = members(manager, connect, 2)
+    results: list[object] = []
+
+    def call() -> None:
+        try:
+            results.append(CALLS[name](manager, conn))
+        except RuntimeError as error:
+            results.append(error)
+
+    def interrupt() -> None:
+        vars(registry)["_members"] = plain
+        Doomed(call)
+        gc.collect()
+
+    registry = hub_of(manager).registry
+    plain = dict(vars(registry)["_members"])
+    vars(registry)["_members"] = Interrupting(plain, interrupt)
+    assert manager.broadcast("a")
+    assert len(results) == 1
+    if name not in ("stats", "close", "terminate"):  # Those need not wait for the registry's lock to do their work.
+        assert isinstance(results[0], RuntimeError) and "let another thread" in str(results[0])
+    assert other_peer.read() == (Opcode.TEXT, b"a")
+    other.send("b")  # Nothing is left locked.
+    assert other_peer.read() == (Opcode.TEXT, b"b")
+    conn.close()
+    peer.close_frame()
+    other_peer.close_frame()
+    assert recorder.closed.wait(TIMEOUT)
+
+
+@pytest.mark.timeout(30)
+def test_a_finalizer_within_a_send(connect: Connect) -> None:
+    """The rest of the package may be interrupted anywhere, too."""
+    manager = ListenableManager()
+    (conn, peer), = members(manager, connect, 1)
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        for action in (lambda: conn.send("b"), lambda: conn.post("c"), conn.ping, conn.close, conn.terminate):
+            try:
+                action()
+            except RuntimeError as error:
+                errors.append(error)
+
+    sender = sender_of(conn)
+    write = sender.write_control
+
+    def interrupted(data: bytes) -> None:
+        Doomed(call)
+        gc.collect()
+        write(data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(sender), "write_control", lambda self, data: interrupted(data))
+        conn.ping(b"a")
+    assert len(errors) == 5
+    assert peer.read() == (Opcode.PING, b"a")
+    conn.send("d")
+    assert peer.read() == (Opcode.TEXT, b"d")
+
+
+def test_another_threads_lock_is_waited_for() -> None:
+    """Also in a finalizer, for a moment."""
+    lock = threading.Lock()
+    lock.acquire()
+    threading.Timer(0.02, lock.release).start()
+    with taking(lock):
+        pass
+
+
+@pytest.fixture
+def stop() -> Iterator[threading.Event]:
+    """Return an event that ends what a test has started."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.timeout(60)
+def test_callbacks_are_no_interruptions(connect: Connect, stop: threading.Event) -> None:
+    """Code that the library calls on purpose may call it, however much others hold its locks."""
+    errors: list[BaseException] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(lambda: manager.broadcast("logged"))
+
+    def note(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except RuntimeError as error:
+            errors.append(error)
+
+    manager = ListenableManager(
+        on_connect=lambda conn: note(lambda: conn.join("all")),
+        on_message=lambda conn, opcode, payload: note(lambda: manager.broadcast("all", to="all", exclude=conn)),
+        on_slow=lambda conn: note(lambda: manager.broadcast("slow", exclude=conn)),
+        on_close=lambda conn: note(lambda: manager.broadcast("gone")),
+        max_outbox_size=10_000, overflow="drop_oldest")
+    logger, handler = logging.getLogger("wsthread"), Handler()
+    logger.addHandler(handler)
+    try:
+        pairs = members(manager, connect, 8)
+
+        def hammer(peer: Any) -> None:
+            while not stop.is_set():
+                peer.send(Opcode.TEXT, b"go")
+
+        threads = [threading.Thread(target=hammer, args=(peer,)) for _, peer in pairs]
+        threads += [threading.Thread(
+            target=lambda: [manager.close_where(lambda conn: not manager.connections) for _ in range(2000)])]
+        for thread in threads:
+            thread.start()
+        stop.wait(1.0)
+        stop.set()
+        for thread in threads:
+            thread.join(TIMEOUT)
+    finally:
+        logger.removeHandler(handler)
+    assert errors == []
+
+
+SIGNALS = """
+import signal, socket, threading, time
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request
+from wsthread import ListenableManager
+from wsthread.connection import link_of
+from wsthread.manager import hub_of
+from wsthread.transport import Transport
+
+manager = ListenableManager(ping_interval=None)
+ends = []
+for _ in range(3):
+    ours, theirs = socket.socketpair()
+    ends.append(theirs)
+    conn = hub_of(manager).prepare(Request(EnvironBuilder("/").get_environ()), None, None)
+    link_of(conn).open(Transport(ours), b"", b"")
+while len(manager.connections) < 3:
+    time.sleep(0.01)
+
+def drain():
+    while all(end.recv(1 << 16) for end in ends):
+        pass
+
+threading.Thread(target=drain, daemon=True).start()
+handled = refused = 0
+
+def handle(*args):
+    global handled, refused
+    try:
+        manager.broadcast("signal" * 2000)
+        handled += 1
+    except RuntimeError:
+        refused += 1
+    finally:
+        if time.monotonic() < end:
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.001)
+end = time.monotonic() + 3
+rounds = 0
+while time.monotonic() < end:
+    manager.broadcast("x" * 5000)
+    manager.connections[0].send("y" * 5000)
+    manager.stats()
+    rounds += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(handled > 0, rounds > 0)
+"""
+
+
+def test_signal_handlers_that_broadcast() -> None:
+    result = subprocess.run([sys.executable, "-c", SIGNALS], capture_output=True, text=True, timeout=60)
+    assert (result.stdout.split(), result.returncode) == (["True", "True"], 0), result.stderr
