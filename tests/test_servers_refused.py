@@ -24,6 +24,7 @@ GTHREAD = "--worker-class gthread"
     ({}, f"This WSGI server shows no socket to its applications; serve with gunicorn {GTHREAD}, or with flask run"),
     ({"SERVER_SOFTWARE": ""}, "This WSGI server shows no socket"),
     ({"SERVER_SOFTWARE": "waitress", "gunicorn.socket": None}, f"waitress shows no socket .* gunicorn {GTHREAD}"),
+    ({"SERVER_SOFTWARE": "WSGIServer/0.2 CPython/3.11.7"}, f"WSGIServer/0.2 CPython/3.11.7 .* gunicorn {GTHREAD}$"),
     ({"gunicorn.socket": named("gevent._socket3")}, f"gevent and eventlet .* threads cannot serve; use .* {GTHREAD}"),
     ({"werkzeug.socket": named("eventlet.greenio.base")}, "gevent and eventlet workers"),
     ({"gunicorn.socket": named("gevented")}, "the server shows a socket instead of a socket"),

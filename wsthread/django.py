@@ -218,7 +218,7 @@ def _upgrade(
         return refusal(Response.from_app(error, {}))
     if options.upgrader.get("origins", getattr(settings, f"{_PREFIX}ORIGINS", None)) is None:
         options = options._replace(upgrader={**options.upgrader, "origins": functools.partial(_is_trusted, host)})
-    scope: Any = DjangoScope(request, handler)
+    scope = DjangoScope(request, handler)
     response = configuration.upgrader(manager, options).upgrade(
         environ, scope=scope, max_message_size=options.max_message_size)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:

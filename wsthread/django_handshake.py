@@ -112,7 +112,7 @@ class WebSocketMiddleware:
             return response
         error = _error_for(response.status_code, location, getattr(request, "user", None))
         tell_refusal(wsgi_environ(request) or {}, error)
-        return HttpResponse(f"{error}\n", status=error.status, content_type="text/plain; charset=utf-8")
+        return HttpResponse(f"{error.reason}\n", status=error.status, content_type="text/plain; charset=utf-8")
 
 
 def _error_for(status: int, location: str, user: Any) -> HandshakeError:

@@ -29,10 +29,9 @@ from http import HTTPStatus
 from typing import Any
 
 from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
-from django.core.handlers.wsgi import WSGIRequest
 from django.core.signals import got_request_exception
 from django.db import close_old_connections, connections, reset_queries
-from django.http import Http404
+from django.http import Http404, HttpRequest
 from django.urls import get_script_prefix, get_urlconf, set_script_prefix, set_urlconf
 from django.utils import translation
 
@@ -58,7 +57,7 @@ class DjangoScope:
         handler: what a view runs; None when a manager was given.
     """
 
-    def __init__(self, request: WSGIRequest, handler: Callable[[Connection], Any] | None) -> None:
+    def __init__(self, request: HttpRequest, handler: Callable[[Connection], Any] | None) -> None:
         self._request = request
         self._handler = handler
         self._is_adopted = False
@@ -131,7 +130,7 @@ class DjangoScope:
             note_told(error)
 
     def _look_at_session(self, conn: Connection) -> None:
-        session = getattr(self._request, "session", None)
+        session: Any = getattr(self._request, "session", None)
         if getattr(session, "modified", False):
             session.modified = False
             tell(
@@ -176,7 +175,7 @@ class DjangoScope:
 
 
 @contextmanager
-def _settings_of(request: WSGIRequest) -> Iterator[None]:
+def _settings_of(request: HttpRequest) -> Iterator[None]:
     """Give the calling thread what Django keeps per thread for a request: for ``reverse()``, and its language."""
     prefix, urlconf = get_script_prefix(), get_urlconf()
     set_script_prefix(request.META["SCRIPT_NAME"])
@@ -198,7 +197,7 @@ def _watch_saves(session: Any) -> None:
     reference = weakref.ref(session)  # It is to go without the cyclic collector.
 
     def save(*args: Any, **kwargs: Any) -> None:
-        own = reference()
+        own: Any = reference()
         type(own).save(own, *args, **kwargs)
         own.modified = False
 

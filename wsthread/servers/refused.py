@@ -13,9 +13,11 @@ _GREEN = ("gevent", "eventlet")
 
 def no_socket(environ: dict[str, Any]) -> DetachError:
     """Return the error for a request of a server that none of our rooms knows."""
+    software = environ.get("SERVER_SOFTWARE") or "This WSGI server"
+    # That of wsgiref is Django's runserver too, and its users have no flask run.
+    or_else = "" if software.startswith("WSGIServer/") else ", or with flask run while developing"
     return DetachError(
-        f"{environ.get('SERVER_SOFTWARE') or 'This WSGI server'} shows no socket to its applications; serve "
-        f"with gunicorn --worker-class gthread, or with flask run while developing")
+        f"{software} shows no socket to its applications; serve with gunicorn --worker-class gthread{or_else}")
 
 
 def check_socket(shown: object) -> socket.socket:
