@@ -52,7 +52,7 @@ types: .venv/.dev
 empty :=
 space := $(empty) $(empty)
 comma := ,
-PURE := exceptions frames deflate messages protocol handshake client_handshake
+PURE := exceptions frames deflate messages protocol handshake origins client_handshake
 cover: .venv/.test
 	WSTHREAD_SPEEDUPS=0 $(BIN)/coverage run -m pytest --quiet $(PURE:%=tests/test_%.py)
 	$(BIN)/coverage run --append -m pytest --quiet $(PURE:%=tests/test_%.py)

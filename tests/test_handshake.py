@@ -193,7 +193,7 @@ SAME_ORIGIN: list[tuple[str | None, str, bool]] = [
     ("", "", False),
     ("file://", "", False),
     ("file://example.com", "example.com", False),
-    ("ws://example.com", "example.com", False),
+    ("ws://example.com", "other.example", False),
     ("chrome-extension://example.com", "example.com", False),
     ("example.com", "example.com", False),
     ("//example.com", "example.com", False),

@@ -11,7 +11,6 @@ checked when it is made and cannot change afterwards, so any thread may read it.
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -19,7 +18,7 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, 
 
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, is_valid_close_code
-from .wire.handshake import Origins
+from .wire.origins import Origins, check_origins
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -214,13 +213,15 @@ class UpgraderOptions:
 
     Raises:
         TypeError: a value of the wrong type, by name.
+        ValueError: a value that could never do anything, by name.
     """
 
     origins: Origins = option(
         None,
-        'Which pages may connect. "*" allows all; a str, a compiled pattern or a list of both allows the origins that '
-        "match in full, such as https://example.com; a callable allows those for which it returns true. Clients that "
-        "send no Origin are no browsers and always pass.",
+        'Which pages may connect: origins such as "https://example.com", "https://*.example.com" for all names below '
+        'a domain, "http://localhost:*" for all ports, "same-origin" for what None allows; compiled patterns that '
+        'match in full; a list of all these; or a callable that gets the origin and tells. "*" allows all. Clients '
+        "that send no Origin are no browsers and always pass.",
         none="pages of the same host and port as in Host; apply Werkzeug's ProxyFix behind a proxy that changes it")
     subprotocols: Sequence[str] = option(
         (),
@@ -238,17 +239,8 @@ class UpgraderOptions:
         if not isinstance(self.compression, (Deflate, type(None))):
             raise TypeError(f"compression is a Deflate or None, not {self.compression!r}")
         # An iterator would be used up by the first request.
-        object.__setattr__(self, "origins", _checked_origins(self.origins))
+        object.__setattr__(self, "origins", check_origins(self.origins))
         object.__setattr__(self, "subprotocols", tuple(self.subprotocols))
-
-
-def _checked_origins(origins: Origins) -> Origins:
-    if origins is None or callable(origins) or isinstance(origins, (str, re.Pattern)):
-        return origins
-    several = tuple(origins) if isinstance(origins, Iterable) else (None,)
-    if not all(isinstance(one, (str, re.Pattern)) for one in several):
-        raise TypeError(f"origins is {origins!r}, it must be None, a callable, or strings and patterns")
-    return several
 
 
 # How a constructor takes them

@@ -71,6 +71,7 @@ class Upgrader:
 
         Raises:
             TypeError: an unknown option, or one of the wrong type.
+            ValueError: one that could never do anything, such as an origin without a scheme.
         """
         self._manager = manager
         self._options = UpgraderOptions(**options)
@@ -127,7 +128,7 @@ class Upgrader:
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
             servers.find(environ)
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
-        check_origin(headers.get("origin"), request.host, options.origins)
+        check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
         agreement = None
         if options.compression is not None:
