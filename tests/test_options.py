@@ -105,7 +105,8 @@ ORIGINS = "https://a.example", re.compile("https://b.*")
 def test_options_of_the_upgrader(name: str, value: Any, kept: object) -> None:
     """Iterators become tuples: the options are for many handshakes."""
     options = UpgraderOptions(**{name: value})
-    assert vars(options) == {"origins": None, "subprotocols": (), "compression": Deflate(), name: kept}
+    assert vars(options) == {
+        "origins": None, "subprotocols": (), "require_subprotocol": False, "compression": Deflate(), name: kept}
     Upgrader(Manager(), **vars(options))
 
 

@@ -18,6 +18,7 @@ from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, 
 
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, is_valid_close_code
+from .wire.handshake import check_subprotocols
 from .wire.origins import Origins, check_origins
 
 P = ParamSpec("P")
@@ -88,7 +89,7 @@ def default_text(field: Field[Any]) -> str:
         return f"{type(default).__name__}()"
     if isinstance(default, str):
         return f'"{default}"'
-    if isinstance(default, (int, float)):
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
         mebibytes, rest = divmod(default, _MEBIBYTE)
         return f"{default:.15g}" + (f" ({mebibytes} MiB)" if mebibytes and not rest else "")
     return repr(default)
@@ -226,7 +227,10 @@ class UpgraderOptions:
     subprotocols: Sequence[str] = option(
         (),
         "The names of the supported subprotocols, the preferred one first. The first that the client offers is chosen; "
-        "a client that offers none of them gets a connection without one.")
+        "a client that offers none of them gets a connection without one, or see require_subprotocol.")
+    require_subprotocol: bool = option(
+        False,
+        "Whether a client that offers none of the subprotocols is refused with 400.")
     compression: Deflate | None = option(
         Deflate(),
         "How messages are compressed for clients that offer it (RFC 7692). Deflate() compresses messages of 1 KiB and "
@@ -234,13 +238,15 @@ class UpgraderOptions:
         none="no compression")
 
     def __post_init__(self) -> None:
-        if isinstance(self.subprotocols, str):
-            raise TypeError("subprotocols is a list of names, not one str")
         if not isinstance(self.compression, (Deflate, type(None))):
             raise TypeError(f"compression is a Deflate or None, not {self.compression!r}")
         # An iterator would be used up by the first request.
         object.__setattr__(self, "origins", check_origins(self.origins))
-        object.__setattr__(self, "subprotocols", tuple(self.subprotocols))
+        object.__setattr__(self, "subprotocols", check_subprotocols(self.subprotocols))
+        if not isinstance(self.require_subprotocol, bool):
+            raise TypeError(f"require_subprotocol is {self.require_subprotocol!r}, it must be True or False")
+        if self.require_subprotocol and not self.subprotocols:
+            raise ValueError("require_subprotocol is True, but subprotocols is empty: nobody could connect")
 
 
 # How a constructor takes them

@@ -130,10 +130,11 @@ class Upgrader:
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
+        subprotocol = select_subprotocol(offered, options.subprotocols, options.require_subprotocol)
         agreement = None
         if options.compression is not None:
             agreement = options.compression.negotiate(parse_extensions(headers.get("sec-websocket-extensions", "")))
-        return key, select_subprotocol(offered, options.subprotocols), agreement
+        return key, subprotocol, agreement
 
 
 class _Switch:

@@ -113,9 +113,39 @@ def check_origin(origin: str | None, host: str, origins: Origins, forwarded_host
     raise HandshakeError(HTTPStatus.FORBIDDEN, reason.rstrip())
 
 
-def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
-    """Return the first supported subprotocol that the client offered, or None (RFC 6455 4.2.2)."""
-    return next((name for name in supported if name in offered), None)
+def select_subprotocol(offered: Sequence[str], supported: Sequence[str], required: bool = False) -> str | None:
+    """Return the first supported subprotocol that the client offered, or None (RFC 6455 4.2.2).
+
+    Raises:
+        HandshakeError: 400, when there is none and one is required.
+    """
+    selected = next((name for name in supported if name in offered), None)
+    if selected is None and required:
+        found = f"is {', '.join(offered)[:256]!r}" if offered else "is missing"
+        raise HandshakeError(
+            HTTPStatus.BAD_REQUEST,
+            f"This address speaks {' or '.join(supported)} only (the options subprotocols and require_subprotocol), "
+            f'and Sec-WebSocket-Protocol {found}. In a browser: new WebSocket(url, ["{supported[0]}"]).')
+    return selected
+
+
+def check_subprotocols(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the supported subprotocols, and refuse names that no client could offer.
+
+    Raises:
+        TypeError: they are no list of strings.
+        ValueError: a name that Sec-WebSocket-Protocol cannot carry.
+    """
+    if isinstance(names, str):
+        raise TypeError("subprotocols is a list of names, not one str")
+    several = tuple(names) if isinstance(names, Iterable) else (None,)
+    for name in several:
+        if not isinstance(name, str):
+            raise TypeError(f"subprotocols is {names!r}, it must be a list of names")
+        if tokens(name) != [name] or not name.isascii() or not name.isprintable():
+            raise ValueError(
+                f"subprotocols has {name!r}, which no client can offer; a name has neither commas nor blanks around it")
+    return tuple(map(str, several))
 
 
 def response_headers(key: str, subprotocol: str | None, extension: str | None = None) -> list[tuple[str, str]]:
