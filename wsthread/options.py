@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
@@ -231,15 +231,17 @@ class UpgraderOptions:
     require_subprotocol: bool = option(
         False,
         "Whether a client that offers none of the subprotocols is refused with 400.")
-    compression: Deflate | None = option(
+    compression: Deflate | Callable[[Mapping[str, Any]], Deflate | None] | None = option(
         Deflate(),
         "How messages are compressed for clients that offer it (RFC 7692). Deflate() compresses messages of 1 KiB and "
-        "more, without context takeover.",
+        "more, without context takeover. A callable gets the WSGI environ of a client and returns that, or None.",
         none="no compression")
 
     def __post_init__(self) -> None:
-        if not isinstance(self.compression, (Deflate, type(None))):
-            raise TypeError(f"compression is a Deflate or None, not {self.compression!r}")
+        if inspect.isclass(self.compression) or inspect.iscoroutinefunction(self.compression) or not (
+                callable(self.compression) or isinstance(self.compression, (Deflate, type(None)))):
+            raise TypeError(
+                f"compression is a Deflate or None, not {self.compression!r}, or a function that returns one of them")
         # An iterator would be used up by the first request.
         object.__setattr__(self, "origins", check_origins(self.origins))
         object.__setattr__(self, "subprotocols", check_subprotocols(self.subprotocols))
@@ -247,6 +249,19 @@ class UpgraderOptions:
             raise TypeError(f"require_subprotocol is {self.require_subprotocol!r}, it must be True or False")
         if self.require_subprotocol and not self.subprotocols:
             raise ValueError("require_subprotocol is True, but subprotocols is empty: nobody could connect")
+
+    def compression_for(self, environ: Mapping[str, Any]) -> Deflate | None:
+        """Return how messages are compressed for the client behind a WSGI environ, if it offers it.
+
+        Raises:
+            TypeError: the application's function returned something else.
+        """
+        if not callable(self.compression):
+            return self.compression
+        compression = self.compression(environ)
+        if not isinstance(compression, (Deflate, type(None))):
+            raise TypeError(f"the function for compression returned {compression!r}, not a Deflate or None")
+        return compression
 
 
 # How a constructor takes them

@@ -131,9 +131,10 @@ class Upgrader:
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
         subprotocol = select_subprotocol(offered, options.subprotocols, options.require_subprotocol)
-        agreement = None
-        if options.compression is not None:
-            agreement = options.compression.negotiate(parse_extensions(headers.get("sec-websocket-extensions", "")))
+        agreement, offers = None, parse_extensions(headers.get("sec-websocket-extensions", ""))
+        compression = options.compression_for(environ) if offers else None
+        if compression is not None:
+            agreement = compression.negotiate(offers)
         return key, subprotocol, agreement
 
 
