@@ -178,7 +178,8 @@ class Options:
         unit="seconds", none="no Pings", check=_POSITIVE)
     ping_timeout: float | None = option(
         20.0,
-        "How long a peer may send nothing after a Ping. Then the connection is terminated.",
+        "How long a peer may send nothing after a Ping. Then the connection is terminated. All that it sends counts, a "
+        "Pong or not; see docs/devices.rst for peers that send none.",
         unit="seconds", none="no limit", check=_POSITIVE)
     shutdown_code: int = option(
         CloseCode.GOING_AWAY,
