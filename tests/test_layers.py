@@ -25,7 +25,7 @@ MODULES = sorted(FILES)
 PURE = [
     name for name in (
         "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
-        "wire.origins", "wire.client_handshake", "outbox", "options", "deadlines")
+        "wire.origins", "wire.client_handshake", "outbox", "options", "deadlines", "client_address")
     if name in MODULES
 ]
 #: What they may use of wsthread.speedups, which does I/O besides: there C takes the place of what is pure as well.

@@ -20,6 +20,7 @@ from werkzeug.wrappers import Request
 
 from . import clock, lifecycle, servers, speedups, thread
 from .addressing import Addressees, choose
+from .client_address import client_of, may_be_proxy
 from .connection import Connection, let_in, link_of, senders_of
 from .exceptions import ConnectionClosed, HandshakeError
 from .link import Link, Scope
@@ -97,11 +98,12 @@ class Hub:
         self.registry: Registry[Connection] = Registry()
         self.counters = Counters()
         self._shutdown = Shutdown()
-        self._lock = threading.Lock()  # Guards changes of the next three.
+        self._lock = threading.Lock()  # Guards changes of the next four.
         self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
         # Those whose handlers go on, with the time from which on that deserves a line in the log.
         self._lingering: dict[Connection, float] = {}
+        self._is_unknown_told = False  # Whether the log has that somebody's address is unknown.
 
     # One connection
 
@@ -116,20 +118,38 @@ class Hub:
         if self._shutdown.close is not None:
             raise _overload("the server is stopping")
         options = self._options
-        address = request.remote_addr or ""
-        full = self.registry.admit(address, options.max_connections, options.max_connections_per_address)
+        client = None
+        if options.max_connections_per_address is not None:
+            client = client_of(request.environ, options.ipv6_prefix)
+            if client is None:
+                self._note_unknown(request)
+        full = self.registry.admit(client, options.max_connections, options.max_connections_per_address)
+        if full == "max_connections":
+            raise _overload(f"{full} is {options.max_connections}")
         if full is not None:
-            status = HTTPStatus.SERVICE_UNAVAILABLE if full == "max_connections" else HTTPStatus.TOO_MANY_REQUESTS
-            raise _overload(f"{full} is {getattr(options, full)}", status)
+            hint = " for each address, and this one may be a proxy's: apply ProxyFix" if may_be_proxy(
+                request.environ) else ""
+            raise _overload(f"{full} is {options.max_connections_per_address}{hint}", HTTPStatus.TOO_MANY_REQUESTS)
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
-            link = Link(request, options, housekeeper, self.registry, agreement=agreement, scope=scope)
+            link = Link(request, options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
         except (RuntimeError, OSError) as error:
-            self.registry.dismiss(address)
+            self.registry.dismiss(client)
             raise _overload(f"no thread can be started ({error})") from error
         return conn
+
+    def _note_unknown(self, request: Request) -> None:
+        """Tell the operator once that the limit per address does not hold for all."""
+        with self._lock:
+            if self._is_unknown_told:
+                return
+            self._is_unknown_told = True
+        logger.warning(
+            "max_connections_per_address does not count clients whose address is unknown, such as this one: "
+            "REMOTE_ADDR is %r, X-Forwarded-For is %r. If a proxy is in front, apply Werkzeug's ProxyFix(app.wsgi_app, x_for=1).",
+            request.environ.get("REMOTE_ADDR"), request.environ.get("HTTP_X_FORWARDED_FOR"))
 
     def arrive(self, conn: Connection) -> None:
         """Note that a connection is OPEN; its thread calls it."""
@@ -169,7 +189,8 @@ class Hub:
         """Note that the thread of a connection ends; it calls it."""
         with self._lock:
             self._departed.pop(threading.get_ident(), None)
-        link_of(conn).sender.registry.dismiss(conn.request.remote_addr or "")  # After a fork it is the parent's.
+        link = link_of(conn)
+        link.sender.registry.dismiss(link.client)  # After a fork it is the parent's.
 
     @property
     def current(self) -> Connection | None:

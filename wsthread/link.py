@@ -50,6 +50,7 @@ class Link:
         registry: the manager's members.
         agreement: what was negotiated about compression, None for nothing.
         scope: within what the application's code runs, each callback anew; None for nothing.
+        client: for whom the connection counts, see :mod:`wsthread.client_address`.
 
     Attributes:
         sender: the sending half, with the state.
@@ -57,15 +58,16 @@ class Link:
         callback: what of the application runs, and since when; None between callbacks. The connection's thread owns it.
     """
 
-    __slots__ = ("request", "scope", "sender", "receiver", "callback", "_opened_at")
+    __slots__ = ("request", "scope", "client", "sender", "receiver", "callback", "_opened_at")
 
     def __init__(
         self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
-        agreement: Agreement | None = None, scope: Scope | None = None,
+        agreement: Agreement | None = None, scope: Scope | None = None, client: str | None = None,
     ) -> None:
         now = clock.now()
         self.request = request
         self.scope = scope
+        self.client = client
         protocol = Protocol(max_message_size=options.max_message_size, agreement=agreement)
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)

@@ -113,6 +113,7 @@ _SIZE = Check(
     lambda value: _is_whole(value) and 0 < value <= _MOST_BYTES)
 _CLOSE_CODE = Check(
     "a number that a Close may carry (RFC 6455 7.4)", lambda value: _is_whole(value) and is_valid_close_code(value))
+_PREFIX = Check("a whole number from 1 to 128", lambda value: _is_whole(value) and 1 <= value <= 128)
 _OVERFLOW = Check(
     f"one of {', '.join(get_args(Overflow))}", lambda value: isinstance(value, str) and value in get_args(Overflow))
 
@@ -157,9 +158,14 @@ class Options:
         unit="connections", none="no limit", check=_POSITIVE)
     max_connections_per_address: int | None = option(
         None,
-        "How many connections one process holds for one client address. It refuses more with 429 and Retry-After; "
-        "behind a proxy, apply Werkzeug's ProxyFix.",
+        "How many connections one process holds for one client address. It refuses more with 429 and Retry-After. "
+        "Clients whose address is unknown are not counted; behind a proxy, apply Werkzeug's ProxyFix.",
         unit="connections", none="no limit", check=_POSITIVE)
+    ipv6_prefix: int = option(
+        64,
+        "How much of an IPv6 address max_connections_per_address looks at. Addresses that have so much in common count "
+        "as one; 128 counts each for itself.",
+        unit="bits", check=_PREFIX)
     read_timeout: float | None = option(
         None,
         "How long a peer may send no message. Then the connection is closed with 1001.",
