@@ -148,7 +148,8 @@ class Hub:
             self._is_unknown_told = True
         logger.warning(
             "max_connections_per_address does not count clients whose address is unknown, such as this one: "
-            "REMOTE_ADDR is %r, X-Forwarded-For is %r. If a proxy is in front, apply Werkzeug's ProxyFix(app.wsgi_app, x_for=1).",
+            "REMOTE_ADDR is %r, X-Forwarded-For is %r. If a proxy is in front, apply Werkzeug's "
+            "ProxyFix(app.wsgi_app, x_for=1).",
             request.environ.get("REMOTE_ADDR"), request.environ.get("HTTP_X_FORWARDED_FOR"))
 
     def arrive(self, conn: Connection) -> None:
