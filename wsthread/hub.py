@@ -26,7 +26,7 @@ from .exceptions import ConnectionClosed, HandshakeError
 from .link import Link, Scope
 from .logs import logger
 from .options import Options
-from .overflow import Posted
+from .overflow import Excess, Posted
 from .registry import Registry
 from .shutdown import Shutdown, wait_ended
 from .speedups import send_each
@@ -233,17 +233,19 @@ class Hub:
         sender = link_of(conn).sender
         try:
             while True:
-                posted, is_newly_slow = sender.post(message)
-                if is_newly_slow:
-                    self._note_slow(conn)
+                posted, excess = sender.post(message)
+                if excess is not None:
+                    self._note_slow(conn, excess)
                 if posted is not Posted.FULL:
                     return posted
                 sender.wait_progress()
         except (ConnectionClosed, TimeoutError):
             return None
 
-    def _note_slow(self, conn: Connection) -> None:
-        logger.warning("%s: the peer is too slow, %d bytes wait (%s)", conn, conn.queued_bytes, self._options.overflow)
+    def _note_slow(self, conn: Connection, excess: Excess) -> None:
+        logger.warning(
+            "%s: the peer is too slow: %d bytes waited when %d more came, max_outbox_size is %d; overflow is %r",
+            conn, excess.waited, excess.size, self._options.max_outbox_size, self._options.overflow)
         self.counters.slow()
         thread.guard(conn, self, self._reports.report_slow)
 

@@ -31,7 +31,7 @@ from werkzeug.wrappers import Request
 from . import clock
 from .control_frames import answer
 from .ending import State
-from .exceptions import ProtocolError
+from .exceptions import MessageTooBig, ProtocolError
 from .inbox import Inbox
 from .logs import logger, name_of
 from .options import Options
@@ -273,14 +273,21 @@ class Receiver:
         self._allowance = min(max(rate, 1.0), self._allowance + (now - self._allowance_since) * rate)
         self._allowance_since = now
         if self._allowance < 1.0:
-            logger.warning("%s: closed, it sends more than %g messages per second", name_of(self._request), rate)
+            logger.warning(
+                "%s: closed, it sends more than %g messages per second (max_message_rate)",
+                name_of(self._request), rate)
             self._sender.close(Close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second"))
             return False
         self._allowance -= 1.0
         return True
 
     def _answer_violation(self, error: ProtocolError) -> None:
-        logger.warning("%s: the peer broke the protocol: %s", name_of(self._request), error)
+        if isinstance(error, MessageTooBig):
+            logger.warning(
+                "%s: closed, a message is larger than max_message_size, which is %d bytes: %s",
+                name_of(self._request), self._options.max_message_size, error)
+        else:
+            logger.warning("%s: the peer broke the protocol: %s", name_of(self._request), error)
         self._sender.answer_violation(error)
 
     def _read(self, deadline: float | None) -> None:

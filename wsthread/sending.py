@@ -15,7 +15,7 @@ from .ending import Ending, State
 from .exceptions import ProtocolError
 from .housekeeper import Housekeeper
 from .options import Options
-from .overflow import Posted, is_overflowing, judge
+from .overflow import Excess, Posted, is_overflowing, judge
 from .registry import Registry
 from .transport import Transport
 from .wire.frames import CloseCode
@@ -71,11 +71,11 @@ class Sender(Writer):
             if entry is not None:
                 self.wait_done(entry, timeout)
 
-    def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
+    def post(self, message: PreparedMessage) -> tuple[Posted, Excess | None]:
         """Put a message on its way as a broadcast does, without waiting for the peer.
 
         Returns:
-            What became of it, and whether the peer just became too slow.
+            What became of it; and how the peer became too slow, None when it did not just now.
 
         Raises:
             ConnectionClosed: the connection is closing or closed.
@@ -83,21 +83,22 @@ class Sender(Writer):
         with self.send_lock:
             self._check_open()
             data = self.protocol.send_prepared(message)
-            is_newly_slow = False
+            excess = None
             if is_overflowing(self.outbox, len(data), self._options):
-                is_newly_slow, self._is_slow = not self._is_slow, True
+                if not self._is_slow:
+                    self._is_slow, excess = True, Excess(self.outbox.size, len(data))
                 verdict = judge(self.outbox, len(data), self._options)
                 self.messages_dropped += verdict.dropped
                 if verdict.close:
                     self._close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
                 if verdict.posted is not None:
-                    return verdict.posted, is_newly_slow
+                    return verdict.posted, excess
             if self.write(data, 1, True) is None:
-                return Posted.SENT, is_newly_slow
+                return Posted.SENT, excess
             self.watch()
             if self.ending.failure is not None:  # The system watches no more sockets.
                 raise self.closed_error()
-            return Posted.QUEUED, is_newly_slow
+            return Posted.QUEUED, excess
 
     def wait_progress(self) -> None:
         """Wait until the peer takes something of what waits.
