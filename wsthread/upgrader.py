@@ -168,8 +168,8 @@ class _Switch:
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
         link.open(Transport(detached.socket), data, detached.unread)
-        # Nobody reads these headers, and some servers take exception to hop-by-hop ones.
-        ignored = list(detached.server.dummy_headers)
+        # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no Content-Type.
+        ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
         return ClosingIterator([b""], [detached.release, self._response.close]), "101 Switching Protocols", ignored
 
     @staticmethod
