@@ -53,9 +53,10 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 PURE := exceptions frames deflate messages protocol handshake origins client_handshake
+PURE_TESTS := $(PURE:%=tests/test_%.py) tests/test_kept_window.py tests/test_subprotocols.py
 cover: .venv/.test
-	WSTHREAD_SPEEDUPS=0 $(BIN)/coverage run -m pytest --quiet $(PURE:%=tests/test_%.py)
-	$(BIN)/coverage run --append -m pytest --quiet $(PURE:%=tests/test_%.py)
+	WSTHREAD_SPEEDUPS=0 $(BIN)/coverage run -m pytest --quiet $(PURE_TESTS)
+	$(BIN)/coverage run --append -m pytest --quiet $(PURE_TESTS)
 	$(BIN)/coverage report --fail-under=100 --include=$(subst $(space),$(comma),$(PURE:%=wsthread/%.py) $(PURE:%=wsthread/wire/%.py))
 
 # Corpora and inputs that failed are in build/fuzz; a corpus grows from run to run.
