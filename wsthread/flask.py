@@ -290,5 +290,10 @@ def _answer_mismatch(error: WebsocketMismatch) -> ResponseReturnValue:
     response = state.upgrader(state.manager).upgrade(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         return response
+    upgrade = request.headers.get("Upgrade", "")
+    if upgrade.lower() != "websocket":  # A list of protocols (RFC 9110 7.8), which the rules do not look into.
+        return current_app.handle_http_exception(BadRequest(
+            f"A rule with websocket=True matches requests with Upgrade: websocket alone, and Upgrade is {upgrade!r}. "
+            "Let the client, or the proxy that adds the rest, send only that."))
     # The other way round: a handshake for a page. Whoever handles a 400 else is to have it.
     return current_app.handle_http_exception(BadRequest(error.description))

@@ -15,7 +15,7 @@ from typing import Protocol
 from .connection import Connection, link_of
 from .ending import State
 from .exceptions import ConnectionClosed
-from .logs import tell
+from .logs import PATIENCE, tell_aside
 from .wire.frames import CloseCode
 
 #: Told of each exception of application code, as ``observer(conn, error)`` in its thread, before the connection closes.
@@ -73,12 +73,12 @@ def guard(conn: Connection, host: Host, work: Callable[[Connection], None]) -> N
 def _handle_error(conn: Connection, host: Host, error: BaseException) -> None:
     for observer in observers:
         observer(conn, error)
+    tell_aside(logging.ERROR, "%s: error in a callback", conn, error=error, patience=PATIENCE)
     conn.close(CloseCode.INTERNAL_ERROR)
-    tell(logging.ERROR, "%s: error in a callback", conn, error=error)
     try:
         host.report_error(conn, error)
     except BaseException as another:
-        tell(logging.ERROR, "%s: error in on_error", conn, error=another)
+        tell_aside(logging.ERROR, "%s: error in on_error", conn, error=another, patience=PATIENCE)
 
 
 def _run(conn: Connection, host: Host) -> None:
