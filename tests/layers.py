@@ -15,11 +15,12 @@ FILES = {
 MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
-    ("exceptions", "clock", "locks", "logs", "outbox", "speedups", "client_socket", "wire", "servers.server"),
-    ("stats", "registry", "wire.frames", "wire.deflate", "wire.handshake", "transport", "housekeeper",
-     "servers.gunicorn",
-     "servers.werkzeug", "servers.in_process", "servers.refused"),
-    ("wire.messages", "wire.client_handshake", "options", "servers"),
+    ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
+     "wire", "servers.server"),
+    ("stats", "registry", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
+     "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
+    ("wire.messages", "wire.handshake", "servers"),
+    ("wire.client_handshake", "options"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
     ("ending", "client"),
     ("writing",),
@@ -40,7 +41,8 @@ FLOORS: list[tuple[str, ...]] = [
 #: Bytes in, values out. The tests cover all of them, branches too.
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
-    "wire.client_handshake", "outbox", "options", "deadlines", "ending", "overflow", "inbox",
+    "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
+    "inbox",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

@@ -194,6 +194,24 @@ def test_subprotocols_of_a_route(app: Flask, websocket: Open, way: str) -> None:
 
 
 @WAYS
+def test_required_subprotocol_of_a_route(app: Flask, websocket: Open, way: str) -> None:
+    """It may be about those of the configuration."""
+    app.config["WSTHREAD_SUBPROTOCOLS"] = ["chat"]
+    routes(app, way, require_subprotocol=True)
+    websocket(app, "/other")
+    websocket(app, "/own", subprotocols=["chat"])
+    with pytest.raises(testing.Refused, match="400"):
+        testing.connect(app, "/own")
+
+
+@WAYS
+def test_compression_for_a_client(app: Flask, websocket: Open, way: str) -> None:
+    routes(app, way, compression=lambda environ: Deflate() if environ["PATH_INFO"] == "/own" else None)
+    offer = {"Sec-WebSocket-Extensions": "permessage-deflate"}
+    assert "Sec-WebSocket-Extensions" in websocket(app, "/own", headers=offer).response.headers
+
+
+@WAYS
 @pytest.mark.parametrize(("general", "own"), [("https://other.example", ["https://example.com"]), (["*"], None)])
 def test_origins_of_a_route(app: Flask, websocket: Open, way: str, general: object, own: object) -> None:
     """None has a meaning, and is not as if nothing was said."""

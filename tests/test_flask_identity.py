@@ -7,6 +7,7 @@ import logging
 import re
 from base64 import b64encode
 from collections.abc import Callable
+from traceback import format_exception
 from typing import Any
 
 import pytest
@@ -132,8 +133,9 @@ def test_teardown_that_raises(kind: str, path: str) -> None:
 
 def test_teardown_that_raises_in_tests() -> None:
     """The first is the test's, as for any request."""
-    with pytest.raises(KeyError, match="a bug in a teardown function"):
+    with pytest.raises(Exception) as caught:  # Newer versions of Flask raise a group of them.
         testing.connect(fragile_app(), "/mounted")
+    assert "KeyError: 'a bug in a teardown function'" in "".join(format_exception(caught.value))
 
 
 @pytest.mark.parametrize("fails", ["on_connect", "on_message", "on_close"])

@@ -115,7 +115,7 @@ def test_redirect_of_the_application(
         app.url_map.add(app.url_rule_class(rule, endpoint="new", websocket=True, redirect_to=target))
     ws.route("/defaults/<int:page>", endpoint="page")(tell_path)
     ws.route("/defaults", endpoint="page", defaults={"page": 1})(app.view_functions["page"])
-    app.add_url_rule("/view", "view", lambda: redirect("/new"), websocket=True)
+    app.add_url_rule("/view", "view", lambda: redirect("/new", 302), websocket=True)
     assert websocket(app, "/old").receive() == "/new new {} /new"
     assert websocket(app, "/defaults/1").receive() == "/defaults page {'page': 1} /defaults"
     for path, target in {"/away": "ws://other.example/new", "/circle": "ws://localhost/circle"}.items():

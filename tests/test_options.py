@@ -23,7 +23,8 @@ from wsthread.upgrader import UpgraderArguments
 
 ROOT = Path(__file__).parent.parent
 SHUTDOWN = ["shutdown_code", "shutdown_timeout", "shutdown_spread"]  # Their values have tests of their own.
-NUMBERS = [field.name for field in fields(Options) if field.name not in ["overflow", *SHUTDOWN]]
+OTHERS = ["overflow", "ipv6_prefix", *SHUTDOWN]
+NUMBERS = [field.name for field in fields(Options) if field.name not in OTHERS]
 SIZES = ["max_message_size", "max_outbox_size", "max_inbox_size", "max_held_size", "max_control_rate"]
 REQUIRED = ["max_outbox_size", "max_inbox_size", "close_timeout"]
 
@@ -59,6 +60,17 @@ def test_overflow_policies(value: str) -> None:
 def test_other_overflow_policies_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match="^overflow is .* close, drop_oldest, drop_newest, block"):
         Manager(overflow=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, -1, 129, 64.0, "64", None, True, []])
+def test_ipv6_prefix_is_checked(value: Any) -> None:
+    with pytest.raises(ValueError, match="^ipv6_prefix is .* must be a whole number from 1 to 128$"):
+        Manager(ipv6_prefix=value)
+
+
+@pytest.mark.parametrize("value", [1, 48, 128])
+def test_ipv6_prefix(value: int) -> None:
+    assert Manager(ipv6_prefix=value).options.ipv6_prefix == value
 
 
 @pytest.mark.parametrize("options", [
@@ -105,7 +117,8 @@ ORIGINS = "https://a.example", re.compile("https://b.*")
 def test_options_of_the_upgrader(name: str, value: Any, kept: object) -> None:
     """Iterators become tuples: the options are for many handshakes."""
     options = UpgraderOptions(**{name: value})
-    assert vars(options) == {"origins": None, "subprotocols": (), "compression": Deflate(), name: kept}
+    assert vars(options) == {
+        "origins": None, "subprotocols": (), "require_subprotocol": False, "compression": Deflate(), name: kept}
     Upgrader(Manager(), **vars(options))
 
 

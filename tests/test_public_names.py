@@ -152,6 +152,7 @@ def test_names_of_modules(module: ModuleType) -> None:
 NOT_OURS = {
     "_asdict": "part of the documented interface of a NamedTuple, in spite of its name",
     "_get_current_object": "how Werkzeug's proxies say what they stand for; documented",
+    "_getframe": "of sys; documented, and inspect's own way to the stack of a thread",
     "_current_frames": "of sys; documented, and there is no other way to see what a thread does",
     "_update_cookies_from_response": "Werkzeug's; the only way to give its test client the cookies of a 101",
     "_Compress": "zlib's types have no other names",

@@ -1,5 +1,6 @@
 """WebSockets for the WSGI applications people already run (RFC 6455)."""
 
+from . import platform  # noqa: F401 -- first, for its one sentence where the rest cannot be imported
 from .connection import Connection
 from .ending import State
 from .exceptions import (

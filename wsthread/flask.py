@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from types import EllipsisType
@@ -46,10 +46,12 @@ from .flask_rules import answer_mismatch, configuration_of, follow_redirects
 from .handlers import check_function
 from .manager import Manager
 from .wire.deflate import Deflate
-from .wire.handshake import Origins
+from .wire.origins import Origins
 
 #: What answers a request.
 View: TypeAlias = Callable[..., ResponseReturnValue]
+#: As of :class:`wsthread.Upgrader`.
+Compression: TypeAlias = Deflate | None | Callable[[Mapping[str, Any]], Deflate | None]
 
 _IS_VIEW = "_wsthread_view"  # Marks what :meth:`WebSockets.handler` returns; functools.wraps passes it on.
 
@@ -61,9 +63,9 @@ class WebSockets:
     :class:`wsthread.Upgrader`: its name in upper case behind ``WSTHREAD_``. ``docs/options.rst`` lists them. They are
     read when they are first needed: by the first handshake, or by the first use of :attr:`manager`.
 
-    Four options may be said for a single route as well: ``origins``, ``subprotocols``, ``compression`` and
-    ``max_message_size``. Then the configuration does not count, nor does the manager of :meth:`mount` and
-    :meth:`upgrade`. ``...``, the default, leaves it to them.
+    Some options may be said for a single route as well: ``max_message_size``, and those of the upgrader. They hold
+    instead of the configuration, or of the manager of :meth:`mount` and :meth:`upgrade`. ``...``, the default, leaves it
+    to these.
 
     Args:
         app: an application to begin with; None to call :meth:`init_app` later.
@@ -126,14 +128,14 @@ class WebSockets:
     @overload
     def handler(
         self, function: None = None, *, origins: Origins | EllipsisType = ...,
-        subprotocols: Sequence[str] | EllipsisType = ..., compression: Deflate | None | EllipsisType = ...,
-        max_message_size: int | None | EllipsisType = ...,
+        subprotocols: Sequence[str] | EllipsisType = ..., require_subprotocol: bool | EllipsisType = ...,
+        compression: Compression | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
     ) -> Callable[[Callable[..., Any]], View]: ...
 
     def handler(
         self, function: Callable[..., Any] | None = None, *, origins: Origins | EllipsisType = ...,
-        subprotocols: Sequence[str] | EllipsisType = ..., compression: Deflate | None | EllipsisType = ...,
-        max_message_size: int | None | EllipsisType = ...,
+        subprotocols: Sequence[str] | EllipsisType = ..., require_subprotocol: bool | EllipsisType = ...,
+        compression: Compression | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
     ) -> View | Callable[[Callable[..., Any]], View]:
         """Make a view of a function that is called as ``function(conn, **view_args)``, in the connection's thread.
 
@@ -150,6 +152,7 @@ class WebSockets:
             function: the function; None to get a decorator for one.
             origins: as of :class:`wsthread.Upgrader`, see :class:`WebSockets`.
             subprotocols: likewise.
+            require_subprotocol: likewise.
             compression: likewise.
             max_message_size: likewise, as of :class:`wsthread.Manager`.
 
@@ -159,13 +162,15 @@ class WebSockets:
             ValueError: an option makes no sense.
         """
         route = RouteOptions.of(
-            max_message_size, origins=origins, subprotocols=subprotocols, compression=compression)
+            max_message_size, origins=origins, subprotocols=subprotocols,
+            require_subprotocol=require_subprotocol, compression=compression)
         return functools.partial(_view_of, route) if function is None else _view_of(route, function)
 
     def route(
         self, rule: str, bp: Blueprint | None = None, *, origins: Origins | EllipsisType = ...,
-        subprotocols: Sequence[str] | EllipsisType = ..., compression: Deflate | None | EllipsisType = ...,
-        max_message_size: int | None | EllipsisType = ..., **options: Any,
+        subprotocols: Sequence[str] | EllipsisType = ..., require_subprotocol: bool | EllipsisType = ...,
+        compression: Compression | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
+        **options: Any,
     ) -> Callable[[Callable[..., Any]], View]:
         """Decorate a handler, and add a rule for it to a blueprint or to each application of this object.
 
@@ -177,6 +182,7 @@ class WebSockets:
             bp: the blueprint. None for the applications, also those that come later.
             origins: as for :meth:`handler`.
             subprotocols: likewise.
+            require_subprotocol: likewise.
             compression: likewise.
             max_message_size: likewise.
             **options: as for ``app.route``: ``endpoint``, ``subdomain``, ``defaults``.
@@ -186,7 +192,8 @@ class WebSockets:
             ValueError: likewise.
         """
         route = RouteOptions.of(
-            max_message_size, origins=origins, subprotocols=subprotocols, compression=compression)
+            max_message_size, origins=origins, subprotocols=subprotocols,
+            require_subprotocol=require_subprotocol, compression=compression)
 
         def decorate(function: Callable[..., Any]) -> View:
             view = _view_of(route, function)
@@ -214,8 +221,8 @@ class WebSockets:
 
     def upgrade(
         self, manager: Manager, *, origins: Origins | EllipsisType = ...,
-        subprotocols: Sequence[str] | EllipsisType = ..., compression: Deflate | None | EllipsisType = ...,
-        max_message_size: int | None | EllipsisType = ...,
+        subprotocols: Sequence[str] | EllipsisType = ..., require_subprotocol: bool | EllipsisType = ...,
+        compression: Compression | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
     ) -> Response:
         """Return the response that gives the current request's connection to a manager, or refuses it.
 
@@ -230,6 +237,7 @@ class WebSockets:
             manager: the manager.
             origins: as for :meth:`handler`.
             subprotocols: likewise.
+            require_subprotocol: likewise.
             compression: likewise.
             max_message_size: likewise.
 
@@ -238,12 +246,14 @@ class WebSockets:
             ValueError: an option makes no sense.
         """
         return _upgrade(manager, RouteOptions.of(
-            max_message_size, origins=origins, subprotocols=subprotocols, compression=compression))
+            max_message_size, origins=origins, subprotocols=subprotocols,
+            require_subprotocol=require_subprotocol, compression=compression))
 
     def mount(
         self, rule: str, manager: Manager, bp: Blueprint | None = None, endpoint: str | None = None, *,
         origins: Origins | EllipsisType = ..., subprotocols: Sequence[str] | EllipsisType = ...,
-        compression: Deflate | None | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
+        require_subprotocol: bool | EllipsisType = ...,
+        compression: Compression | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
         **options: Any,
     ) -> None:
         """Add a rule whose connections a manager gets, such as a :class:`wsthread.ListenableManager`.
@@ -255,6 +265,7 @@ class WebSockets:
             endpoint: default: the words of the rule, joined by underscores.
             origins: as for :meth:`handler`.
             subprotocols: likewise.
+            require_subprotocol: likewise.
             compression: likewise.
             max_message_size: likewise.
             **options: as for ``app.route``.
@@ -266,7 +277,8 @@ class WebSockets:
         if endpoint is None:
             endpoint = re.sub(r"\W+", "_", rule).strip("_") or "websocket"
         route = RouteOptions.of(
-            max_message_size, origins=origins, subprotocols=subprotocols, compression=compression)
+            max_message_size, origins=origins, subprotocols=subprotocols,
+            require_subprotocol=require_subprotocol, compression=compression)
         self._add_rule(rule, lambda **view_args: _upgrade(manager, route), bp, {"endpoint": endpoint, **options})
 
     def _add_rule(self, rule: str, view: View, bp: Blueprint | None, options: dict[str, Any]) -> None:

@@ -52,7 +52,8 @@ class RouteOptions(NamedTuple):
             ValueError: a value that makes no sense.
         """
         given = {name: value for name, value in options.items() if value is not ...}
-        checked = vars(UpgraderOptions(**given))  # An iterator is good for one time only.
+        # Subprotocols may be those of the configuration. An iterator is good for one time only.
+        checked = vars(UpgraderOptions(**{"subprotocols": ("unknown",), **given}))
         if max_message_size is not ...:
             Options(max_message_size=max_message_size)
         return cls({name: checked[name] for name in given}, max_message_size)

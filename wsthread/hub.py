@@ -21,13 +21,14 @@ from werkzeug.wrappers import Request
 
 from . import clock, lifecycle, servers, speedups, thread
 from .addressing import Addressees, choose
+from .client_address import client_of, may_be_proxy
 from .connection import Connection, let_in, link_of, senders_of
 from .exceptions import ConnectionClosed, HandshakeError
 from .link import Link, Scope
 from .locks import taking
 from .logs import tell, tell_aside
 from .options import Options
-from .overflow import Posted
+from .overflow import Excess, Posted
 from .registry import Registry
 from .shutdown import Shutdown, wait_ended
 from .speedups import send_each
@@ -37,7 +38,6 @@ from .wire.messages import PreparedMessage
 from .wire.protocol import Close
 
 _SECOND = 1.0
-_PATIENCE = 1.0  # Seconds to wait for a line of the log.
 _LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
 
 
@@ -102,11 +102,12 @@ class Hub:
         self.counters = Counters()
         self._shutdown = Shutdown()
         self._renewed_at = clock.now()  # The housekeeper's.
-        self._lock = threading.Lock()  # Guards changes of the next three.
+        self._lock = threading.Lock()  # Guards changes of the next four.
         self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
         # Those whose handlers go on, with the time from which on that deserves a line in the log.
         self._lingering: dict[Connection, float] = {}
+        self._is_unknown_told = False  # Whether the log has that somebody's address is unknown.
 
     # One connection
 
@@ -129,22 +130,43 @@ class Hub:
         if self._shutdown.close is not None:
             raise _overload("the server is stopping")
         options = self._options
-        address = request.remote_addr or ""
-        full = self.registry.admit(address, options.max_connections, options.max_connections_per_address)
+        client = None
+        if options.max_connections_per_address is not None:
+            client = client_of(request.environ, options.ipv6_prefix)
+            if client is None:
+                self._note_unknown(request)
+        full = self.registry.admit(client, options.max_connections, options.max_connections_per_address)
+        if full == "max_connections":
+            raise _overload(f"{full} is {options.max_connections}")
         if full is not None:
-            status = HTTPStatus.SERVICE_UNAVAILABLE if full == "max_connections" else HTTPStatus.TOO_MANY_REQUESTS
-            raise _overload(f"{full} is {getattr(options, full)}", status)
+            hint = " for each address, and this one may be a proxy's: apply ProxyFix" if may_be_proxy(
+                request.environ) else ""
+            raise _overload(f"{full} is {options.max_connections_per_address}{hint}", HTTPStatus.TOO_MANY_REQUESTS)
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
-            link = Link(request, own or options, housekeeper, self.registry, agreement=agreement, scope=scope)
+            link = Link(
+                request, own or options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
         except BaseException as error:
-            self.registry.dismiss(address)
+            self.registry.dismiss(client)
             if isinstance(error, (RuntimeError, OSError, MemoryError)):
                 raise _overload(f"no thread can be started ({error or type(error).__name__})") from error
             raise
         return conn
+
+    def _note_unknown(self, request: Request) -> None:
+        """Tell the operator once that the limit per address does not hold for all."""
+        with taking(self._lock):
+            if self._is_unknown_told:
+                return
+            self._is_unknown_told = True
+        tell(
+            logging.WARNING,
+            "max_connections_per_address does not count clients whose address is unknown, such as this one: "
+            "REMOTE_ADDR is %r, X-Forwarded-For is %r. If a proxy is in front, apply Werkzeug's "
+            "ProxyFix(app.wsgi_app, x_for=1).",
+            request.environ.get("REMOTE_ADDR"), request.environ.get("HTTP_X_FORWARDED_FOR"))
 
     def arrive(self, conn: Connection) -> None:
         """Note that a connection is OPEN; its thread calls it."""
@@ -171,8 +193,6 @@ class Hub:
             self._lingering.pop(conn, None)
             self._departed[own] = conn
             self.counters.finish(conn.close_code or 0, link.totals())
-        for complaint in link.receiver.complaints:  # on_close does not wait long for a handler of the log.
-            tell_aside(logging.WARNING, "%s: %s", conn, complaint, patience=_PATIENCE)
 
     def report_close(self, conn: Connection) -> None:
         """Tell of the end of a connection; its thread calls it."""
@@ -192,7 +212,7 @@ class Hub:
         with taking(self._lock):
             self._departed.pop(threading.get_ident(), None)
         link = link_of(conn)
-        link.sender.registry.dismiss(link.request.remote_addr or "")  # After a fork it is the parent's.
+        link.sender.registry.dismiss(link.client)  # After a fork it is the parent's.
 
     @property
     def current(self) -> Connection | None:
@@ -234,20 +254,21 @@ class Hub:
         sender = link_of(conn).sender
         try:
             while True:
-                posted, is_newly_slow = sender.post(message)
-                if is_newly_slow:
-                    self._note_slow(conn)
+                posted, excess = sender.post(message)
+                if excess is not None:
+                    self._note_slow(conn, excess)
                 if posted is not Posted.FULL:
                     return posted
                 sender.wait_progress()
         except (ConnectionClosed, TimeoutError):
             return None
 
-    def _note_slow(self, conn: Connection) -> None:
+    def _note_slow(self, conn: Connection, excess: Excess) -> None:
         self.counters.slow()
         tell(
-            logging.WARNING, "%s: the peer is too slow, %d bytes wait (%s)", conn, conn.queued_bytes,
-            self._options.overflow)
+            logging.WARNING,
+            "%s: the peer is too slow: %d bytes waited when %d more came, max_outbox_size is %d; overflow is %r",
+            conn, excess.waited, excess.size, self._options.max_outbox_size, self._options.overflow)
         thread.guard(conn, self, self._reports.report_slow)
 
     def close(self, members: tuple[Connection, ...], close: Close) -> int:

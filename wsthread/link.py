@@ -52,6 +52,7 @@ class Link:
         registry: the manager's members.
         agreement: what was negotiated about compression, None for nothing.
         scope: within what the application's code runs, each callback anew; None for nothing.
+        client: for whom the connection counts, see :mod:`wsthread.client_address`.
 
     Attributes:
         sender: the sending half, with the state.
@@ -59,20 +60,21 @@ class Link:
         callback: what of the application runs, and since when; None between callbacks. The connection's thread owns it.
     """
 
-    __slots__ = ("request", "scope", "sender", "receiver", "callback", "_opened_at")
+    __slots__ = ("request", "scope", "client", "sender", "receiver", "callback", "_opened_at")
 
     def __init__(
         self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
-        agreement: Agreement | None = None, scope: Scope | None = None,
+        agreement: Agreement | None = None, scope: Scope | None = None, client: str | None = None,
     ) -> None:
         now = clock.now()
         self.request = request
         self.scope = scope
+        self.client = client
         protocol = Protocol(
             max_message_size=options.max_message_size, agreement=agreement, max_empty_frames=options.max_control_rate)
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
-        self.receiver = Receiver(options, self.sender, now)
+        self.receiver = Receiver(request, options, self.sender, now)
         self.callback: tuple[str, float] | None = None
         self._opened_at = now
 

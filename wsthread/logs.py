@@ -1,12 +1,13 @@
 """What the library tells the operator: the ``wsthread`` logger, and what it calls things.
 
 A line never steers: what a handler or a filter of the application raises goes to ``sys.stderr``, as with errors of
-handlers in :mod:`logging`. A handler may also take long, or never come back. So state is changed before it is told of,
-and the housekeeper's thread lets others tell.
+handlers in :mod:`logging`. A handler may also take long, or never come back. So a thread that has more to do for a
+connection lets another one tell, and waits for it :data:`PATIENCE` at most; the housekeeper's does not wait at all.
 """
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import sys
 import threading
@@ -17,6 +18,8 @@ from werkzeug.wrappers import Request
 
 logger = logging.getLogger("wsthread")
 _TOLD = "_wsthread_told"  # The attribute of an exception that is in the application's own log.
+
+PATIENCE = 1.0  #: Seconds to wait for a line to be told.
 
 
 def tell(level: int, message: str, *args: object, error: BaseException | None = None) -> None:
@@ -35,16 +38,23 @@ def tell(level: int, message: str, *args: object, error: BaseException | None = 
             traceback.print_exc()
 
 
-def tell_aside(level: int, message: str, *args: object, patience: float = 0.0) -> None:
-    """Do what :func:`tell` does in a thread of its own, for a thread that others depend on.
+def tell_aside(
+    level: int, message: str, *args: object, error: BaseException | None = None, patience: float = 0.0,
+) -> None:
+    """Do what :func:`tell` does in a thread of its own, for a thread that has more to do.
+
+    The line is told in the context of the caller (:mod:`contextvars`), which is Flask's, say.
 
     Args:
         level: as for :func:`tell`.
         message: likewise.
         *args: likewise.
+        error: likewise.
         patience: seconds to wait until the line is out. Default 0.
     """
-    thread = threading.Thread(target=tell, args=(level, message, *args), name="wsthread-log", daemon=True)
+    told = contextvars.copy_context()
+    thread = threading.Thread(
+        target=told.run, args=(tell, level, message, *args), kwargs={"error": error}, name="wsthread-log", daemon=True)
     try:
         thread.start()
     except RuntimeError:  # There is no thread to be had; the line is worth less than the caller's work.
@@ -77,7 +87,7 @@ def note_told(error: Exception) -> None:
 
 
 def tell_error(conn: object, where: str, error: BaseException) -> None:
-    """Log an exception of the application's code; see :func:`tell`.
+    """Log an exception of the application's code, from a thread that has more to do.
 
     Handlers of the root logger get what the application logs, too. So what it has logged is not told twice: then there
     is only a short line, and no ERROR, which somebody may be woken up by.
@@ -88,6 +98,8 @@ def tell_error(conn: object, where: str, error: BaseException) -> None:
         error: the exception.
     """
     if vars(error).pop(_TOLD, False):  # It may be raised again.
-        tell(logging.WARNING, "%s: error in %s, see the log of the application: %r", conn, where, error)
+        tell_aside(
+            logging.WARNING, "%s: error in %s, see the log of the application: %r", conn, where, error,
+            patience=PATIENCE)
     else:
-        tell(logging.ERROR, "%s: error in %s", conn, where, error=error)
+        tell_aside(logging.ERROR, "%s: error in %s", conn, where, error=error, patience=PATIENCE)

@@ -11,15 +11,15 @@ checked when it is made and cannot change afterwards, so any thread may read it.
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, is_valid_close_code
-from .wire.handshake import Origins
+from .wire.handshake import check_subprotocols
+from .wire.origins import Origins, check_origins
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,7 +89,7 @@ def default_text(field: Field[Any]) -> str:
         return f"{type(default).__name__}()"
     if isinstance(default, str):
         return f'"{default}"'
-    if isinstance(default, (int, float)):
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
         mebibytes, rest = divmod(default, _MEBIBYTE)
         return f"{default:.15g}" + (f" ({mebibytes} MiB)" if mebibytes and not rest else "")
     return repr(default)
@@ -114,6 +114,7 @@ _SIZE = Check(
     lambda value: _is_whole(value) and 0 < value <= _MOST_BYTES)
 _CLOSE_CODE = Check(
     "a number that a Close may carry (RFC 6455 7.4)", lambda value: _is_whole(value) and is_valid_close_code(value))
+_PREFIX = Check("a whole number from 1 to 128", lambda value: _is_whole(value) and 1 <= value <= 128)
 _OVERFLOW = Check(
     f"one of {', '.join(get_args(Overflow))}", lambda value: isinstance(value, str) and value in get_args(Overflow))
 
@@ -173,9 +174,14 @@ class Options:
         unit="connections", none="no limit", check=_POSITIVE)
     max_connections_per_address: int | None = option(
         None,
-        "How many connections one process holds for one client address. It refuses more with 429 and Retry-After; "
-        "behind a proxy, apply Werkzeug's ProxyFix.",
+        "How many connections one process holds for one client address. It refuses more with 429 and Retry-After. "
+        "Clients whose address is unknown are not counted; behind a proxy, apply Werkzeug's ProxyFix.",
         unit="connections", none="no limit", check=_POSITIVE)
+    ipv6_prefix: int = option(
+        64,
+        "How much of an IPv6 address max_connections_per_address looks at. Addresses that have so much in common count "
+        "as one; 128 counts each for itself.",
+        unit="bits", check=_PREFIX)
     read_timeout: float | None = option(
         None,
         "How long a peer may send no message. Then the connection is closed with 1001.",
@@ -194,7 +200,8 @@ class Options:
         unit="seconds", none="no Pings", check=_POSITIVE)
     ping_timeout: float | None = option(
         20.0,
-        "How long a peer may send nothing after a Ping. Then the connection is terminated.",
+        "How long a peer may send nothing after a Ping. Then the connection is terminated. All that it sends counts, a "
+        "Pong or not; see docs/devices.rst for peers that send none.",
         unit="seconds", none="no limit", check=_POSITIVE)
     shutdown_code: int = option(
         CloseCode.GOING_AWAY,
@@ -230,41 +237,54 @@ class UpgraderOptions:
 
     Raises:
         TypeError: a value of the wrong type, by name.
+        ValueError: a value that could never do anything, by name.
     """
 
     origins: Origins = option(
         None,
-        'Which pages may connect. "*" allows all; a str, a compiled pattern or a list of both allows the origins that '
-        "match in full, such as https://example.com; a callable allows those for which it returns true. Clients that "
-        "send no Origin are no browsers and always pass.",
+        'Which pages may connect: origins such as "https://example.com", "https://*.example.com" for all names below '
+        'a domain, "http://localhost:*" for all ports, "same-origin" for what None allows; compiled patterns that '
+        'match in full; a list of all these; or a callable that gets the origin and tells. "*" allows all. Clients '
+        "that send no Origin are no browsers and always pass.",
         none="pages of the same host and port as in Host; apply Werkzeug's ProxyFix behind a proxy that changes it")
     subprotocols: Sequence[str] = option(
         (),
         "The names of the supported subprotocols, the preferred one first. The first that the client offers is chosen; "
-        "a client that offers none of them gets a connection without one.")
-    compression: Deflate | None = option(
+        "a client that offers none of them gets a connection without one, or see require_subprotocol.")
+    require_subprotocol: bool = option(
+        False,
+        "Whether a client that offers none of the subprotocols is refused with 400.")
+    compression: Deflate | Callable[[Mapping[str, Any]], Deflate | None] | None = option(
         Deflate(),
         "How messages are compressed for clients that offer it (RFC 7692). Deflate() compresses messages of 1 KiB and "
-        "more, without context takeover.",
+        "more, without context takeover. A callable gets the WSGI environ of a client and returns that, or None.",
         none="no compression")
 
     def __post_init__(self) -> None:
-        if isinstance(self.subprotocols, str):
-            raise TypeError("subprotocols is a list of names, not one str")
-        if not isinstance(self.compression, (Deflate, type(None))):
-            raise TypeError(f"compression is a Deflate or None, not {self.compression!r}")
+        if inspect.isclass(self.compression) or inspect.iscoroutinefunction(self.compression) or not (
+                callable(self.compression) or isinstance(self.compression, (Deflate, type(None)))):
+            raise TypeError(
+                f"compression is a Deflate or None, not {self.compression!r}, or a function that returns one of them")
         # An iterator would be used up by the first request.
-        object.__setattr__(self, "origins", _checked_origins(self.origins))
-        object.__setattr__(self, "subprotocols", tuple(self.subprotocols))
+        object.__setattr__(self, "origins", check_origins(self.origins))
+        object.__setattr__(self, "subprotocols", check_subprotocols(self.subprotocols))
+        if not isinstance(self.require_subprotocol, bool):
+            raise TypeError(f"require_subprotocol is {self.require_subprotocol!r}, it must be True or False")
+        if self.require_subprotocol and not self.subprotocols:
+            raise ValueError("require_subprotocol is True, but subprotocols is empty: nobody could connect")
 
+    def compression_for(self, environ: Mapping[str, Any]) -> Deflate | None:
+        """Return how messages are compressed for the client behind a WSGI environ, if it offers it.
 
-def _checked_origins(origins: Origins) -> Origins:
-    if origins is None or callable(origins) or isinstance(origins, (str, re.Pattern)):
-        return origins
-    several = tuple(origins) if isinstance(origins, Iterable) else (None,)
-    if not all(isinstance(one, (str, re.Pattern)) for one in several):
-        raise TypeError(f"origins is {origins!r}, it must be None, a callable, or strings and patterns")
-    return several
+        Raises:
+            TypeError: the application's function returned something else.
+        """
+        if not callable(self.compression):
+            return self.compression
+        compression = self.compression(environ)
+        if not isinstance(compression, (Deflate, type(None))):
+            raise TypeError(f"the function for compression returned {compression!r}, not a Deflate or None")
+        return compression
 
 
 # How a constructor takes them

@@ -33,6 +33,18 @@ class Posted(Enum):
     FULL = auto()  # Nothing yet: with overflow="block", wait and try again.
 
 
+class Excess(NamedTuple):
+    """How a peer became too slow.
+
+    Attributes:
+        waited: bytes that waited for it, before the policy was applied.
+        size: of the message that was too much, in bytes.
+    """
+
+    waited: int
+    size: int
+
+
 class Verdict(NamedTuple):
     """What to do with a message for a peer that is too slow.
 

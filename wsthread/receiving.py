@@ -24,14 +24,18 @@ Lock order: the receive lock comes before the send lock.
 
 from __future__ import annotations
 
+import logging
 import threading
+
+from werkzeug.wrappers import Request
 
 from . import clock
 from .control_frames import answer
 from .ending import State
-from .exceptions import ProtocolError
+from .exceptions import MessageTooBig, ProtocolError, RateExceeded
 from .inbox import Inbox
 from .locks import taking
+from .logs import PATIENCE, name_of, tell_aside
 from .options import Options
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
@@ -51,6 +55,7 @@ class Receiver:
     """The receiving half of one connection.
 
     Args:
+        request: the opening handshake, which names the connection in log lines.
         options: its limits.
         sender: its sending half.
         now: the time.
@@ -60,25 +65,24 @@ class Receiver:
         waiting_since: since when the application waits for a message; None while it works. Its own thread writes it.
         messages_received: how many the application got so far.
         bytes_received: how many so far.
-        complaints: what the peer did wrong, for the log.
         begun_at: since when a message is under way that is not complete; None when there is none.
     """
 
     __slots__ = (
-        "lock", "waiting_since", "messages_received", "bytes_received", "complaints", "_options", "_sender",
+        "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender",
         "_protocol",
         "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "_allowance", "_allowance_since",
         "_frames_counted", "_is_unwanted", "_late",
     )
 
-    def __init__(self, options: Options, sender: Sender, now: float) -> None:
+    def __init__(self, request: Request, options: Options, sender: Sender, now: float) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()  # Until open() or abandon().
         self.waiting_since: float | None = None
         self.messages_received = 0
         self.bytes_received = 0
         self.begun_at: float | None = None
-        self.complaints: tuple[str, ...] = ()
+        self._request = request
         self._options = options
         self._sender = sender
         self._protocol = sender.protocol
@@ -292,15 +296,26 @@ class Receiver:
         if self._allowance >= 0.0:
             return True
         self._is_unwanted = True
+        self._complain(f"closed, it sends more than {rate:g} messages per second (max_message_rate)")
         self._sender.close(Close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second"))
-        self.complaints = (*self.complaints, f"closed, it sends more than {rate:g} messages per second")
         return False
 
+    def _complain(self, complaint: str) -> None:
+        """Tell the operator what the peer does wrong. The attendant waits for no handler of the log."""
+        patience = PATIENCE if self._sender.is_own_thread() else 0.0
+        tell_aside(logging.WARNING, "%s: %s", name_of(self._request), complaint, patience=patience)
+
     def _answer_violation(self, error: ProtocolError) -> None:
+        if isinstance(error, MessageTooBig):
+            limit = self._options.max_message_size
+            self._complain(f"closed, a message is larger than max_message_size, which is {limit} bytes: {error}")
+        elif isinstance(error, RateExceeded):
+            self._complain(f"closed, it sends {error} (max_control_rate)")
+        else:
+            self._complain(f"the peer broke the protocol: {error}")
         self._is_unwanted = True
         self._protocol.fail()
         self._sender.answer_violation(error)
-        self.complaints = (*self.complaints, f"the peer broke the protocol: {error}")
 
     def _read(self, deadline: float | None) -> None:
         """Wait for bytes and give them to the protocol."""

@@ -29,27 +29,33 @@ class Registry(Generic[T]):
         self._groups: dict[str, dict[T, None]] = {}
         self._joined: dict[T, set[str]] = {}
 
-    def admit(self, address: str, limit: int | None, limit_per_address: int | None) -> str | None:
-        """Count one more from an address; return the name of the option that forbids it, if one does."""
+    def admit(self, address: str | None, limit: int | None, limit_per_address: int | None) -> str | None:
+        """Count one more, and one more from an address if that is known.
+
+        Returns:
+            The name of the option that forbids it, if one does.
+        """
         with taking(self._lock):
             if limit is not None and self._admitted >= limit:
                 return "max_connections"
-            if limit_per_address is not None and self._addresses.get(address, 0) >= limit_per_address:
-                return "max_connections_per_address"
+            if address is not None and limit_per_address is not None:
+                count = self._addresses.get(address, 0)
+                if count >= limit_per_address:
+                    return "max_connections_per_address"
+                self._addresses[address] = count + 1
             self._admitted += 1
-            if limit_per_address is not None:
-                self._addresses[address] = self._addresses.get(address, 0) + 1
             return None
 
-    def dismiss(self, address: str) -> None:
-        """Count one less from an address."""
+    def dismiss(self, address: str | None) -> None:
+        """Count one less, and one less from an address if it was known."""
         with taking(self._lock):
             self._admitted -= 1
-            left = self._addresses.get(address, 0) - 1
-            if left > 0:
-                self._addresses[address] = left
-            else:
-                self._addresses.pop(address, None)
+            if address is not None:
+                left = self._addresses.get(address, 0) - 1
+                if left > 0:
+                    self._addresses[address] = left
+                else:
+                    self._addresses.pop(address, None)
             self._going.notify_all()
 
     @property

@@ -17,7 +17,7 @@ from .housekeeper import Housekeeper
 from .locks import taking
 from .options import Options
 from .outbox import Entry
-from .overflow import Posted, is_overflowing, judge
+from .overflow import Excess, Posted, is_overflowing, judge
 from .registry import Registry
 from .transport import Transport
 from .wire.frames import CloseCode
@@ -84,11 +84,11 @@ class Sender(Writer):
             with taking(self.send_lock):
                 self.wait_done(entry, timeout)
 
-    def post(self, message: PreparedMessage) -> tuple[Posted, bool]:
+    def post(self, message: PreparedMessage) -> tuple[Posted, Excess | None]:
         """Put a message on its way as a broadcast does, without waiting for the peer.
 
         Returns:
-            What became of it, and whether the peer just became too slow.
+            What became of it; and how the peer became too slow, None when it did not just now.
 
         Raises:
             ConnectionClosed: the connection is closing or closed.
@@ -102,24 +102,25 @@ class Sender(Writer):
         finally:
             self._window_lock.release()
 
-    def _post(self, data: bytes) -> tuple[Posted, bool]:
+    def _post(self, data: bytes) -> tuple[Posted, Excess | None]:
         with taking(self.send_lock):
             self._check_open()
-            is_newly_slow = False
+            excess = None
             if is_overflowing(self.outbox, len(data), self.options):
-                is_newly_slow, self.is_slow = not self.is_slow, True
+                if not self.is_slow:
+                    self.is_slow, excess = True, Excess(self.outbox.size, len(data))
                 verdict = judge(self.outbox, len(data), self.options)
                 self.messages_dropped += verdict.dropped
                 if verdict.close:
                     self._close(Close(CloseCode.TRY_AGAIN_LATER, "too slow"))
                 if verdict.posted is not None:
-                    return verdict.posted, is_newly_slow
+                    return verdict.posted, excess
             if self.write(data, 1, True) is None:
-                return Posted.SENT, is_newly_slow
+                return Posted.SENT, excess
             self.watch()
             if self.ending.failure is not None:  # The system watches no more sockets.
                 raise self.closed_error()
-            return Posted.QUEUED, is_newly_slow
+            return Posted.QUEUED, excess
 
     def wait_progress(self) -> None:
         """Wait until the peer takes something of what waits.

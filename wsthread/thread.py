@@ -76,8 +76,8 @@ def is_failure(conn: Connection, error: BaseException) -> bool:
 def _handle_error(conn: Connection, host: Host, error: BaseException) -> None:
     for observer in observers:
         observer(conn, error)
-    conn.close(CloseCode.INTERNAL_ERROR)
     tell_error(conn, "a callback", error)
+    conn.close(CloseCode.INTERNAL_ERROR)
     try:
         host.report_error(conn, error)
     except BaseException as another:

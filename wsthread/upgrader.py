@@ -76,6 +76,7 @@ class Upgrader:
 
         Raises:
             TypeError: an unknown option, or one of the wrong type.
+            ValueError: one that could never do anything, such as an origin without a scheme.
         """
         self._manager = manager
         self._options = UpgraderOptions(**options)
@@ -139,12 +140,14 @@ class Upgrader:
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
             servers.find(environ)
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
-        check_origin(headers.get("origin"), request.host, options.origins)
+        check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
-        agreement = None
-        if options.compression is not None:
-            agreement = options.compression.negotiate(parse_extensions(headers.get("sec-websocket-extensions", "")))
-        return key, select_subprotocol(offered, options.subprotocols), agreement
+        subprotocol = select_subprotocol(offered, options.subprotocols, options.require_subprotocol)
+        agreement, offers = None, parse_extensions(headers.get("sec-websocket-extensions", ""))
+        compression = options.compression_for(environ) if offers else None
+        if compression is not None:
+            agreement = compression.negotiate(offers)
+        return key, subprotocol, agreement
 
 
 class _Switch:
@@ -191,8 +194,8 @@ class _Switch:
                 detached.release()
                 link.open(transport, data, detached.unread)
 
-        # Nobody reads these headers, and some servers take exception to hop-by-hop ones.
-        ignored = list(detached.server.dummy_headers)
+        # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no Content-Type.
+        ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
         return _Body(end), "101 Switching Protocols", ignored
 
     @staticmethod

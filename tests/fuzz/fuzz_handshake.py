@@ -35,6 +35,7 @@ STATUS_LINES = {"400 Bad Request", "403 Forbidden", "405 Method Not Allowed", "4
 ORIGINS: tuple[Any, ...] = (
     None, "*", "https://a.example", re.compile(r"https://\w+\.example"), [], ["null", re.compile("http:.*")],
     lambda origin: origin.startswith("app:"), ["https://a.example", "*"],
+    ["same-origin", "https://*.example", "http://localhost:*"],
 )
 SUPPORTED = ("chat.v2", "chat", "b", "é")
 DEFLATES = (
@@ -107,11 +108,11 @@ def _check_origin(origin: str, host: str, origins: Any) -> None:
             # Whatever else the two hold, one host name is in both.
             seen, sent_to = (re.sub(r"[\t\r\n]", "", text).lower() for text in (origin, host))
             scheme, _, seen = seen.lstrip("".join(map(chr, range(33)))).partition("://")
-            assert scheme in ("http", "https")
+            assert scheme in ("http", "https", "ws", "wss")
             names = set(re.findall(r"[^/?#@:\[\]]+", seen)) & set(re.findall(r"[^/?#@:\[\]]+", sent_to))
             assert names, (origin, host)
         elif isinstance(origins, str):
-            assert origins in ("*", origin.lower())
+            assert origins in ("*", origin.lower().removesuffix("/"))
     check_origin(None, host, origins)
 
 

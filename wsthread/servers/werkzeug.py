@@ -9,6 +9,8 @@ from typing import Any
 
 from .server import Server
 
+_READ_SIZE = 65536
+
 
 class Werkzeug(Server):
     """Werkzeug's server for development, with threads or without."""
@@ -21,5 +23,5 @@ class Werkzeug(Server):
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
         """Read what is left in the buffered file that the server parses requests from."""
-        unread: bytes = environ["wsgi.input"].read()
-        return unread
+        file = environ["wsgi.input"]
+        return b"".join(iter(lambda: file.read(_READ_SIZE), b""))  # Validators insist on a size.

@@ -7,6 +7,12 @@ Without context takeover, the default, nothing is kept between two messages: an 
 and a message compressed once may be sent to many peers. With context takeover the state moves on with each message,
 so a Deflater must be used in wire order and by one thread at a time.
 
+Some peers keep their window although they agreed not to, such as Safari 15.0 to 15.3: their second message refers to
+the first. No header tells them from others, their messages do: a reference beyond the beginning of a message is an
+error of zlib. So the first few messages are watched (:class:`_Watch`). A peer that refers back is understood from then
+on, as if context takeover was agreed on, for about 40 KiB; for all others nothing is kept after the watch. While it
+lasts it keeps what the peer sent so far, 32 KiB at most.
+
 Pure: values in, values out.
 """
 
@@ -23,6 +29,8 @@ NEVER = (1 << 31) - 1  #: Octets of a message that is too long for any threshold
 _TAIL = b"\x00\x00\xff\xff"  # Ends each message, never sent (RFC 7692 7.2.1).
 _MAX_STREAMS = 16  # In one message; each costs a copy of the rest. Real senders have one or two.
 _MAX_WINDOW_BITS = 15
+#: Messages in which a peer that keeps its window shows it. Two of one application without three equal bytes are rare.
+WATCHED = 8
 # zlib deflates with a window of 512 bytes at least (RFC 7692 7.1.2.1 counts from 8); what it inflates may be less.
 _MIN_DEFLATE_WINDOW_BITS = 9
 _MIN_INFLATE_WINDOW_BITS = 8
@@ -158,17 +166,63 @@ class Deflater:
         self._compressor = None
 
 
+class _Watch:
+    """What is kept of a peer's messages as long as it is not clear whether it keeps its window.
+
+    Args:
+        messages: how many to watch.
+        size: of the window, in bytes.
+    """
+
+    __slots__ = ("_left", "_size", "_before", "_compressed", "_inflated")
+
+    def __init__(self, messages: int, size: int) -> None:
+        self._left = messages
+        self._size = size
+        self._before = b""  # The messages before the one under way, as far as the window goes.
+        self._compressed = bytearray()  # The message under way so far, ...
+        self._inflated = bytearray()  # ... and what became of it, as far as the window goes.
+
+    def note(self, compressed: bytes, inflated: bytearray, final: bool) -> bool:
+        """Take the next piece of a message, which needed no window; tell whether to go on watching."""
+        self._inflated += inflated
+        del self._inflated[:-self._size]
+        if not final:
+            self._compressed += compressed
+            return len(self._compressed) <= 2 * self._size  # A message of empty blocks would be kept for nothing.
+        self._before = (self._before + self._inflated)[-self._size:]
+        self._compressed, self._inflated = bytearray(), bytearray()
+        self._left -= 1
+        return self._left > 0
+
+    def decompressor(self, window_bits: int) -> zlib._Decompress | None:
+        """Return one that has the window and the message so far; None when that makes no difference."""
+        if not self._before or len(self._inflated) == self._size:
+            return None
+        decompressor = zlib.decompressobj(-window_bits, self._before)
+        decompressor.decompress(self._compressed)
+        return decompressor
+
+
 class Inflater:
-    """Inflates the payloads of one direction of one connection, piece by piece (RFC 7692 7.2.2)."""
+    """Inflates the payloads of one direction of one connection, piece by piece (RFC 7692 7.2.2).
 
-    __slots__ = ("_window_bits", "_context_takeover", "_decompressor", "_streams")
+    Args:
+        window_bits: the sender's window, as a power of two.
+        context_takeover: whether it keeps it from message to message.
+        watched: how many messages to watch, if it does not: it may keep it all the same.
+    """
 
-    def __init__(self, window_bits: int, context_takeover: bool) -> None:
+    __slots__ = ("_window_bits", "_context_takeover", "_decompressor", "_streams", "_watched", "_watch")
+
+    def __init__(self, window_bits: int, context_takeover: bool, watched: int = 0) -> None:
         # zlib's own clients use 9 where 8 was agreed on, so never look through a smaller window.
         self._window_bits = max(window_bits, _MIN_DEFLATE_WINDOW_BITS)
         self._context_takeover = context_takeover
         self._decompressor: zlib._Decompress | None = None
         self._streams = 0  # That ended within the message under way.
+        self._watched = 0 if context_takeover else watched
+        self._watch: _Watch | None = None  # Made for the first message.
 
     def inflate(self, octets: bytes, final: bool, limit: int | None) -> bytes:
         """Inflate the next piece of a message.
@@ -182,6 +236,9 @@ class Inflater:
             MessageTooBig: it becomes more.
             ProtocolError: it is no DEFLATE data.
         """
+        if self._watched:
+            self._watch = _Watch(self._watched, 1 << self._window_bits)
+            self._watched = 0
         result = bytearray()
         rest = octets + _TAIL if final else octets
         while rest:
@@ -191,20 +248,34 @@ class Inflater:
                 # One byte more than allowed shows that there is more; 0 would mean without limit.
                 result += decompressor.decompress(rest, 0 if limit is None else limit - len(result) + 1)
             except zlib.error as error:
-                raise ProtocolError(f"compressed message is not DEFLATE data: {error}") from error
+                self._look_back(error)
+                continue
             if limit is not None and len(result) > limit:
                 raise MessageTooBig("compressed message that inflates to more than the limit")
             rest = decompressor.unused_data
             if decompressor.eof:  # The sender finished its stream within the message (RFC 7692 7.2.3.4).
-                self._decompressor = None
+                self._decompressor = self._watch = None
                 self._streams += 1
                 if self._streams > _MAX_STREAMS:
                     raise ProtocolError(f"compressed message of more than {_MAX_STREAMS} DEFLATE streams")
+        if self._watch is not None and not self._watch.note(octets, result, final):
+            self._watch = None
         if final:
             self._streams = 0
             if not self._context_takeover:
                 self._decompressor = None
         return bytes(result)
+
+    def _look_back(self, error: zlib.error) -> None:
+        """Go on with the window that the peer seems to have kept.
+
+        Raises:
+            ProtocolError: that cannot be what is wrong.
+        """
+        decompressor = None if self._watch is None else self._watch.decompressor(self._window_bits)
+        if decompressor is None:
+            raise ProtocolError(f"compressed message is not DEFLATE data: {error}") from error
+        self._decompressor, self._watch, self._context_takeover = decompressor, None, True
 
 
 def parse_extensions(value: str) -> list[Extension]:

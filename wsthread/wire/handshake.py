@@ -9,13 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import TypeAlias
-from urllib.parse import urlsplit
 
 from ..exceptions import HandshakeError
+from .origins import Origins, advice, is_allowed
 
 WEBSOCKET_VERSION = "13"
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -23,10 +21,6 @@ _PROXY_HINT = (
     "If a proxy stands in front of this server, let it pass the header on (nginx: proxy_http_version 1.1; "
     'proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection "upgrade";).'
 )
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-#: What ``origins`` may be: None for same-origin, strings and patterns for a list, a callable for anything else.
-Origins: TypeAlias = "None | str | re.Pattern[str] | Iterable[str | re.Pattern[str]] | Callable[[str], bool]"
 
 
 def tokens(value: str) -> list[str]:
@@ -98,60 +92,60 @@ def _is_valid_key(key: str) -> bool:
         return False
 
 
-def check_origin(origin: str | None, host: str, origins: Origins) -> None:
-    """Refuse a page of another site (RFC 6455 4.2.2, 10.2).
+def check_origin(origin: str | None, host: str, origins: Origins, forwarded_host: str | None = None) -> None:
+    """Refuse a page of another site (RFC 6455 4.2.2, 10.2); see :mod:`.origins`.
 
     Args:
         origin: the Origin header; None when there is none, as with clients that are no browsers, which pass.
         host: the host and port that the request was sent to, as in the Host header.
         origins: None allows the same host and port only; ``"*"`` any; a string or a compiled pattern, or a list
             of them, the origins that match in full; a callable those it returns true for.
+        forwarded_host: X-Forwarded-Host. It allows nobody; it tells what is wrong.
 
     Raises:
         HandshakeError: 403, with both values in its reason.
     """
-    if origin is None:
+    if origin is None or is_allowed(origin, host, origins):
         return
-    if origins is None:
-        allowed = _is_same_host(origin, host)
-    elif callable(origins):
-        allowed = origins(origin)
-    elif isinstance(origins, (str, re.Pattern)):
-        allowed = _matches(origin, origins)
-    else:
-        allowed = any(_matches(origin, one) for one in origins)
-    if not allowed:
+    reason = (
+        f"Origin is {origin[:256]!r}, the request was sent to {host[:256]!r}; the option origins (Flask: "
+        f"WSTHREAD_ORIGINS) does not allow such a page. {advice(origin, host, origins, forwarded_host)}")
+    raise HandshakeError(HTTPStatus.FORBIDDEN, reason.rstrip())
+
+
+def select_subprotocol(offered: Sequence[str], supported: Sequence[str], required: bool = False) -> str | None:
+    """Return the first supported subprotocol that the client offered, or None (RFC 6455 4.2.2).
+
+    Raises:
+        HandshakeError: 400, when there is none and one is required.
+    """
+    selected = next((name for name in supported if name in offered), None)
+    if selected is None and required:
+        found = f"is {', '.join(offered)[:256]!r}" if offered else "is missing"
         raise HandshakeError(
-            HTTPStatus.FORBIDDEN,
-            f"Origin is {origin[:256]!r}, the request was sent to {host[:256]!r}. If that page may connect, allow its "
-            f"origin; if a proxy changed the host, apply ProxyFix.")
+            HTTPStatus.BAD_REQUEST,
+            f"This address speaks {' or '.join(supported)} only (the options subprotocols and require_subprotocol), "
+            f'and Sec-WebSocket-Protocol {found}. In a browser: new WebSocket(url, ["{supported[0]}"]).')
+    return selected
 
 
-def _matches(origin: str, allowed: str | re.Pattern[str]) -> bool:
-    if isinstance(allowed, str):
-        return allowed == "*" or allowed.rstrip("/").lower() == origin.lower()
-    return allowed.fullmatch(origin) is not None
+def check_subprotocols(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the supported subprotocols, and refuse names that no client could offer.
 
-
-def _is_same_host(origin: str, host: str) -> bool:
-    # The scheme is not compared: behind a TLS proxy an https page is served by a server that knows http only.
-    try:
-        scheme = urlsplit(origin).scheme
-        default_port = _DEFAULT_PORTS.get(scheme)
-        theirs, ours = urlsplit(origin), urlsplit(f"//{host}")
-        return (
-            default_port is not None
-            and theirs.hostname is not None
-            and theirs.hostname == ours.hostname
-            and (theirs.port or default_port) == (ours.port or default_port)
-        )
-    except ValueError:
-        return False
-
-
-def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str | None:
-    """Return the first supported subprotocol that the client offered, or None (RFC 6455 4.2.2)."""
-    return next((name for name in supported if name in offered), None)
+    Raises:
+        TypeError: they are no list of strings.
+        ValueError: a name that Sec-WebSocket-Protocol cannot carry.
+    """
+    if isinstance(names, str):
+        raise TypeError("subprotocols is a list of names, not one str")
+    several = tuple(names) if isinstance(names, Iterable) else (None,)
+    for name in several:
+        if not isinstance(name, str):
+            raise TypeError(f"subprotocols is {names!r}, it must be a list of names")
+        if tokens(name) != [name] or not name.isascii() or not name.isprintable():
+            raise ValueError(
+                f"subprotocols has {name!r}, which no client can offer; a name has neither commas nor blanks around it")
+    return tuple(map(str, several))
 
 
 def response_headers(key: str, subprotocol: str | None, extension: str | None = None) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..exceptions import InvalidPayload, ProtocolError
-from .deflate import NEVER, Agreement, Deflater, Inflater
+from .deflate import NEVER, WATCHED, Agreement, Deflater, Inflater
 from .frames import MAX_CONTROL_PAYLOAD, CloseCode, Frame, Opcode, encode_frame, encode_header, is_valid_close_code
 from .messages import Message, MessageReader, Payload, PreparedMessage, encode_compressed, encode_message, to_octets
 
@@ -59,7 +59,7 @@ class Protocol:
     ) -> None:
         inflater = None
         if agreement is not None:
-            inflater = Inflater(agreement.client_max_window_bits, agreement.client_context_takeover)
+            inflater = Inflater(agreement.client_max_window_bits, agreement.client_context_takeover, WATCHED)
         self._reader = MessageReader(max_size=max_message_size, inflater=inflater, max_empty_frames=max_empty_frames)
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
