@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import django
 import pytest
+
+import django
 from django.conf import settings
 from django.core.management import call_command
 from django.test import Client

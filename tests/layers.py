@@ -34,9 +34,9 @@ FLOORS: list[tuple[str, ...]] = [
     ("manager",),
     ("handlers", "upgrader"),
     ("__init__",),
-    ("testing", "flask_configuration", "flask_contexts", "prometheus"),
-    ("flask_rules", "pytest_plugin"),
-    ("flask",),
+    ("testing", "configuration", "flask_contexts", "django_handshake", "django_scope", "prometheus"),
+    ("flask_rules", "django_testing", "pytest_plugin"),
+    ("flask", "django"),
 ]
 #: Bytes in, values out. The tests cover all of them, branches too.
 PURE = [

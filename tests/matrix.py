@@ -1,4 +1,4 @@
-"""Runs the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask, and prints a table.
+"""Runs the tests of the servers on old and new versions of gunicorn, Werkzeug, Flask and Django, and prints a table.
 
 ``make matrix`` runs all of :data:`ROWS`, ``make matrix VERSIONS=oldest`` the first; the newest of all are what
 ``make test`` and ``make integration`` run on. Each row gets an environment of its own below build/matrix, which is made
@@ -25,8 +25,10 @@ TESTS = [
     "tests/test_servers.py", "tests/test_flask_servers.py", "tests/test_interop.py", "tests/test_deploy.py",
     "tests/test_flask.py", "tests/test_flask_contexts.py", "tests/test_flask_apps.py", "tests/test_testing.py",
     "tests/test_pytest_plugin.py", "tests/test_upgrader.py",
-    "tests/test_flask_identity.py", "tests/test_flask_errors.py", "tests/test_flask_configuration.py",
+    "tests/test_flask_identity.py", "tests/test_flask_errors.py", "tests/test_configuration.py",
     "tests/test_flask_rules.py", "tests/test_flask_clients.py",
+    "tests/test_django.py", "tests/test_django_handshake.py", "tests/test_django_scope.py",
+    "tests/test_django_testing.py", "tests/test_django_servers.py",
 ]
 TOOLS = [
     "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",
@@ -41,6 +43,7 @@ class Row(NamedTuple):
     gunicorn: str
     werkzeug: str
     flask: str
+    django: str
 
     @property
     def directory(self) -> Path:
@@ -50,7 +53,7 @@ class Row(NamedTuple):
     def requirements(self) -> list[str]:
         lines = [
             f"{name}{'' if version.startswith('>') else '=='}{version}"
-            for name, version in zip(("gunicorn", "Werkzeug", "Flask"), self)]
+            for name, version in zip(("gunicorn", "Werkzeug", "Flask", "Django"), self)]
         if self.gunicorn.startswith("20."):
             lines.append("setuptools<81")  # gunicorn 20 imports pkg_resources, which is part of it until then.
         return [*lines, *TOOLS]
@@ -59,17 +62,17 @@ class Row(NamedTuple):
 # Versions as people have them together, the newest gunicorn with each Werkzeug, and the newest of all last. A gunicorn
 # is a row of its own because each of them treats a connection after the response in its own way.
 ROWS = [
-    Row("20.1.*", "2.3.*", "2.3.*"),
-    Row("21.2.*", "2.3.*", "2.3.*"),
-    Row("22.0.*", "3.0.*", "3.0.*"),
-    Row("23.0.*", "3.0.*", "3.0.*"),
-    Row("24.1.*", "3.1.*", "3.1.*"),
-    Row("25.*", "3.1.*", "3.1.*"),
-    Row("26.*", "3.1.*", "3.1.*"),
-    Row("27.*", "2.3.*", "2.3.*"),
-    Row("27.*", "3.0.*", "3.0.*"),
-    Row("20.1.*", ">=3.1", ">=3.1"),
-    Row(">=27", ">=3.1", ">=3.1"),
+    Row("20.1.*", "2.3.*", "2.3.*", "4.2.*"),
+    Row("21.2.*", "2.3.*", "2.3.*", "4.2.*"),
+    Row("22.0.*", "3.0.*", "3.0.*", "5.0.*"),
+    Row("23.0.*", "3.0.*", "3.0.*", "5.1.*"),
+    Row("24.1.*", "3.1.*", "3.1.*", "5.1.*"),
+    Row("25.*", "3.1.*", "3.1.*", "5.2.*"),
+    Row("26.*", "3.1.*", "3.1.*", "5.2.*"),
+    Row("27.*", "2.3.*", "2.3.*", "5.0.*"),
+    Row("27.*", "3.0.*", "3.0.*", "4.2.*"),
+    Row("20.1.*", ">=3.1", ">=3.1", ">=5.2"),
+    Row(">=27", ">=3.1", ">=3.1", ">=5.2"),
 ]
 
 # What is left out, as an expression of pytest's -k, and why.
@@ -97,7 +100,7 @@ def prepare(row: Row) -> Path:
 
 def versions(python: Path) -> list[str]:
     """Return what is really installed."""
-    code = "from importlib.metadata import version as v; print(v('gunicorn'), v('Werkzeug'), v('Flask'))"
+    code = "from importlib.metadata import version as v; print(*map(v, ['gunicorn', 'Werkzeug', 'Flask', 'Django']))"
     found = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
     return found.split()
 
@@ -106,7 +109,7 @@ def run(row: Row, options: list[str]) -> tuple[bool, list[str]]:
     """Run the tests of a row; return whether all was well, and its line of the table."""
     python = prepare(row)
     installed = versions(python)
-    print(f"gunicorn {installed[0]}, Werkzeug {installed[1]}, Flask {installed[2]}", flush=True)
+    print("gunicorn {}, Werkzeug {}, Flask {}, Django {}".format(*installed), flush=True)
     cannot = next((tests for version, tests in CANNOT.items() if installed[0].startswith(version)), {})
     report, output = row.directory / "report.xml", row.directory / "output.txt"
     report.unlink(missing_ok=True)
@@ -138,7 +141,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rows = ROWS if arguments.rows == "all" else ROWS[:1]
     results = [run(row, arguments.options) for row in rows]
-    table = [["gunicorn", "Werkzeug", "Flask", "passed", "failed", "skipped", "left out", "seconds"]]
+    table = [["gunicorn", "Werkzeug", "Flask", "Django", "passed", "failed", "skipped", "left out", "seconds"]]
     table += [line for _, line in results]
     widths = [max(map(len, column)) for column in zip(*table)]
     print(f"\nPython {sys.version.split()[0]}")

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django_site import MIDDLEWARE, client, site, tables
+
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished
@@ -15,8 +17,6 @@ from django.db import connection as database
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.test import Client, override_settings
 from django.urls import path
-from django_site import MIDDLEWARE, client, site, tables
-
 from wsthread import Connection, ListenableManager, testing
 from wsthread.django import request_of, websocket
 from wsthread.django_handshake import Handshake, wsgi_environ
@@ -174,11 +174,17 @@ def test_pages_are_redirected(site: list[Any], client: Client) -> None:
 
 def test_asgi(site: list[Any]) -> None:
     """Such a server has no socket for us."""
-    scope = {"type": "http", "method": "GET", "path": "/ws", "headers": [(b"host", b"testserver")], "query_string": b""}
-    request = ASGIRequest(scope, io.BytesIO())
-    response = echo(request)
+    scope = {"type": "http", "method": "GET", "path": "/ws", "query_string": b""}
+    headers = {
+        "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Host": "testserver",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
+    scope["headers"] = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    response = echo(ASGIRequest(scope, io.BytesIO()))
     assert response.status_code == 501
-    assert b"Serve the WSGI application, with gunicorn --worker-class gthread" in response.content
+    assert response.content == (
+        b"This ASGI server shows no socket to its applications; serve with gunicorn --worker-class gthread.\n")
+    scope["headers"] = [(b"host", b"testserver")]
+    assert echo(ASGIRequest(scope, io.BytesIO())).status_code == 426
     assert asyncio.iscoroutinefunction(echo) is False
 
 
@@ -188,11 +194,10 @@ def test_environ(wsgi: str) -> None:
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": wsgi, "SCRIPT_NAME": "/\xc3\xa4"}
     request = WSGIHandler.request_class({**environ, "wsgi.input": io.BytesIO()})
     found = wsgi_environ(request)
-    assert found is not None
     if wsgi != "/\xff":  # Which Django replaces.
         assert found["PATH_INFO"] == wsgi
     assert found["SCRIPT_NAME"] == "/\xc3\xa4"
-    assert wsgi_environ(HttpRequest()) is None
+    assert wsgi_environ(HttpRequest())["PATH_INFO"] == ""
 
 
 def test_mounted(site: list[Any], client: Client) -> None:

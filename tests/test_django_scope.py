@@ -9,16 +9,18 @@ import weakref
 from typing import Any
 
 import pytest
+from django_site import client, open_databases, site, tables
+
 from django.contrib.auth import get_user_model
 from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
 from django.core.signals import got_request_exception
-from django.db import DatabaseError, connection as database, connections, transaction
+from django.db import DatabaseError
+from django.db import connection as database
+from django.db import connections, transaction
 from django.http import Http404, HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import get_script_prefix, path, reverse
 from django.utils import translation
-from django_site import client, open_databases, site, tables
-
 from wsthread import Connection, ListenableManager, Manager, Opcode
 from wsthread.django import get_manager, messages, request_of, websocket
 from wsthread.django_testing import connect

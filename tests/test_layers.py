@@ -21,10 +21,11 @@ IMPURE = {
     "select", "selectors", "signal", "socket", "socketserver", "ssl", "subprocess", "sys", "threading", "time",
 }
 #: What an application may have or not; code that needs it may import it late.
-OPTIONAL = {"flask", "gunicorn", "prometheus_client", "pytest", "redis"}
+OPTIONAL = {"django", "flask", "gunicorn", "prometheus_client", "pytest", "redis"}
 #: The modules on top, which nobody else imports, and what each may need of it.
 ON_TOP: dict[str, set[str]] = {
-    "flask": {"flask"}, "flask_configuration": set(), "flask_contexts": {"flask"}, "flask_rules": {"flask"},
+    "flask": {"flask"}, "configuration": set(), "flask_contexts": {"flask"}, "flask_rules": {"flask"},
+    "django": {"django"}, "django_handshake": {"django"}, "django_scope": {"django"}, "django_testing": {"django"},
     "prometheus": {"prometheus_client"}, "pytest_plugin": {"pytest"}, "testing": set(),
 }
 
@@ -247,7 +248,7 @@ PROBE = """
 import sys, threading
 import wsthread
 print(sorted(thread.name for thread in threading.enumerate()))
-print(sorted({"flask", "gunicorn", "redis", "gevent", "prometheus_client"} & set(sys.modules)))
+print(sorted({"django", "flask", "gunicorn", "redis", "gevent", "prometheus_client"} & set(sys.modules)))
 """
 
 

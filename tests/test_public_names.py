@@ -19,9 +19,12 @@ from werkzeug.wrappers import Response
 
 import wsthread
 import wsthread.client
+import wsthread.django
+import wsthread.django_testing
 import wsthread.flask
 import wsthread.prometheus
 import wsthread.testing
+from django.http import HttpResponse
 from wsthread import exceptions
 
 __all__ = ["connect"]
@@ -75,11 +78,14 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
     wsthread.flask.WebSockets: (
         {"handler", "init_app", "manager", "messages", "mount", "route", "upgrade"}, set()),
     wsthread.flask.WebSocketClient: ({"websocket"}, set()),
+    wsthread.django.WebSocketMiddleware: (set(), set()),
 }
 #: What these have from elsewhere.
 BASES: tuple[type, ...] = (BaseException, tuple, int, flask.testing.FlaskClient)
 MODULES: dict[ModuleType, set[str]] = {
     wsthread.client: {"ClientConnection", "connect", "new_key", "receive_answer"},
+    wsthread.django: {"WebSocketMiddleware", "get_manager", "messages", "request_of", "websocket"},
+    wsthread.django_testing: {"connect"},
     wsthread.flask: {"WebSocketClient", "WebSockets"},
     wsthread.prometheus: {"Collector"},
     wsthread.testing: {"Refused", "WebSocket", "advance", "connect"},
@@ -104,7 +110,7 @@ def test_names_of_classes(kind: type) -> None:
 def test_each_public_class_is_reviewed() -> None:
     exported = {getattr(wsthread, name) for name in wsthread.__all__}
     exported |= {vars(exceptions)[name] for name in public(exceptions) if name.endswith(("Error", "Refused"))}
-    for module in (wsthread.client, wsthread.flask, wsthread.testing):
+    for module in (wsthread.client, wsthread.django, wsthread.flask, wsthread.testing):
         exported |= {getattr(module, name) for name in MODULES[module]}
     assert {one for one in exported if isinstance(one, type)} == set(CLASSES)
 
@@ -124,6 +130,7 @@ def test_names_of_objects(connect: Connect) -> None:
             wsthread.MessageTooBig(""), wsthread.RateExceeded(""),
             wsthread.InvalidJSON("", ""), wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours),
             client, wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
+            wsthread.django.WebSocketMiddleware(lambda request: HttpResponse()),
         ]
     for one in objects:
         names, besides = CLASSES[type(one)]

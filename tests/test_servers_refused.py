@@ -10,6 +10,7 @@ import pytest
 
 from wsthread import servers
 from wsthread.exceptions import DetachError
+from wsthread.servers.refused import ASGI
 
 
 def named(module: str, base: type = object) -> object:
@@ -25,6 +26,7 @@ GTHREAD = "--worker-class gthread"
     ({"SERVER_SOFTWARE": ""}, "This WSGI server shows no socket"),
     ({"SERVER_SOFTWARE": "waitress", "gunicorn.socket": None}, f"waitress shows no socket .* gunicorn {GTHREAD}"),
     ({"SERVER_SOFTWARE": "WSGIServer/0.2 CPython/3.11.7"}, f"WSGIServer/0.2 CPython/3.11.7 .* gunicorn {GTHREAD}$"),
+    ({"SERVER_SOFTWARE": ASGI}, f"This ASGI server shows no socket .* gunicorn {GTHREAD}$"),
     ({"gunicorn.socket": named("gevent._socket3")}, f"gevent and eventlet .* threads cannot serve; use .* {GTHREAD}"),
     ({"werkzeug.socket": named("eventlet.greenio.base")}, "gevent and eventlet workers"),
     ({"gunicorn.socket": named("gevented")}, "the server shows a socket instead of a socket"),

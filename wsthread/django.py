@@ -35,26 +35,25 @@ from types import EllipsisType
 from typing import Any, TypeAlias, overload
 from urllib.parse import urlsplit
 
+
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse
 from django.utils.http import is_same_domain
-from werkzeug.wrappers import Response
 
 from . import clock
+from .configuration import Configuration, RouteOptions
 from .connection import Connection, link_of
-from .django_handshake import Handshake, WebSocketMiddleware, refusal, wsgi_environ
+from .django_handshake import Handshake, refusal, wsgi_environ
 from .django_scope import DjangoScope
 from .exceptions import HandshakeError
-from .flask_configuration import Configuration, RouteOptions
 from .handlers import check_function
 from .logs import tell_refusal
 from .manager import Manager
-from .wire.deflate import Deflate
-from .wire.handshake import Origins, check_origin
-
-__all__ = ["WebSocketMiddleware", "get_manager", "messages", "request_of", "websocket"]
+from .options import Compression
+from .wire.handshake import tokens
+from .wire.origins import Origins, is_same_origin
 
 #: What answers a request.
 View: TypeAlias = Callable[..., HttpResponse]
@@ -69,22 +68,23 @@ _reading = threading.Lock()  # So that there is one manager.
 @overload
 def websocket(
     target: Manager | Callable[..., Any], *, origins: Origins | EllipsisType = ...,
-    subprotocols: Sequence[str] | EllipsisType = ..., compression: Deflate | None | EllipsisType = ...,
-    max_message_size: int | None | EllipsisType = ...,
+    subprotocols: Sequence[str] | EllipsisType = ..., require_subprotocol: bool | EllipsisType = ...,
+    compression: Compression | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
 ) -> View: ...
 
 
 @overload
 def websocket(
     target: None = None, *, origins: Origins | EllipsisType = ..., subprotocols: Sequence[str] | EllipsisType = ...,
-    compression: Deflate | None | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
+    require_subprotocol: bool | EllipsisType = ..., compression: Compression | EllipsisType = ...,
+    max_message_size: int | None | EllipsisType = ...,
 ) -> Callable[[Manager | Callable[..., Any]], View]: ...
 
 
 def websocket(
     target: Manager | Callable[..., Any] | None = None, *, origins: Origins | EllipsisType = ...,
-    subprotocols: Sequence[str] | EllipsisType = ..., compression: Deflate | None | EllipsisType = ...,
-    max_message_size: int | None | EllipsisType = ...,
+    subprotocols: Sequence[str] | EllipsisType = ..., require_subprotocol: bool | EllipsisType = ...,
+    compression: Compression | EllipsisType = ..., max_message_size: int | None | EllipsisType = ...,
 ) -> View | Callable[[Manager | Callable[..., Any]], View]:
     """Make a view that opens WebSockets, for ``path()`` in the URLconf.
 
@@ -98,6 +98,7 @@ def websocket(
             a decorator for one of them.
         origins: as of :class:`wsthread.Upgrader`; here and below ``...``, the default, stands for the setting.
         subprotocols: likewise.
+        require_subprotocol: likewise.
         compression: likewise.
         max_message_size: as of :class:`wsthread.Manager`; ``...`` for that of the manager.
 
@@ -106,7 +107,9 @@ def websocket(
             option is of the wrong type.
         ValueError: an option makes no sense.
     """
-    options = RouteOptions.of(max_message_size, origins=origins, subprotocols=subprotocols, compression=compression)
+    options = RouteOptions.of(
+        max_message_size, origins=origins, subprotocols=subprotocols, require_subprotocol=require_subprotocol,
+        compression=compression)
     return functools.partial(_view_of, options) if target is None else _view_of(options, target)
 
 
@@ -122,9 +125,10 @@ def get_manager() -> Manager:
 
 
 def messages(conn: Connection) -> Iterator[str | bytes]:
-    """Yield messages like ``conn``, but hold no database connection meanwhile. For the function of a view, in its thread.
+    """Yield messages like ``conn``, and hold no database connection while it waits.
 
-    The database connections of the thread are closed before each wait, and a new one is opened when it is needed.
+    It is for the function of a view, in its thread. Each message has a database connection of its own, which is opened
+    when it is needed.
 
     Raises:
         RuntimeError: called from elsewhere, or within ``transaction.atomic()``.
@@ -145,6 +149,28 @@ def request_of(conn: Connection) -> HttpRequest:
     if not isinstance(request, HttpRequest):
         raise TypeError(f"conn.request is {request!r}, which is none of Django's")
     return request
+
+
+class WebSocketMiddleware:
+    """Answers a handshake with a sentence where a view, a decorator or middleware would redirect it.
+
+    Clients of WebSockets follow no redirects. So that of ``login_required`` becomes a 401, or a 403 for somebody who is
+    logged in and may not; any other a 400 with the address to connect to. Put it first in ``MIDDLEWARE``, so that it
+    sees the answers of all others.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        response = self._get_response(request)
+        location = response.get("Location")
+        upgrade = tokens(request.headers.get("Upgrade", "").lower())
+        if location is None or "websocket" not in upgrade or not 300 <= response.status_code < 400:
+            return response
+        error = _error_for(response.status_code, location, getattr(request, "user", None))
+        tell_refusal(wsgi_environ(request), error)
+        return HttpResponse(f"{error.reason}\n", status=error.status, content_type="text/plain; charset=utf-8")
 
 
 # The settings
@@ -183,7 +209,20 @@ def _forget(*, setting: str, **rest: Any) -> None:
 setting_changed.connect(_forget)  # Tests change settings.
 
 
-# The view
+# Handshakes
+
+
+def _error_for(status: int, location: str, user: Any) -> HandshakeError:
+    if status in (HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMANENT_REDIRECT):
+        return HandshakeError(
+            HTTPStatus.BAD_REQUEST,
+            f"This address redirects to {location}, and clients of WebSockets follow no redirects. Connect to that.")
+    if getattr(user, "is_authenticated", False):
+        return HandshakeError(
+            HTTPStatus.FORBIDDEN,
+            f"The one who is logged in may not connect; a page would be redirected to {location}.")
+    return HandshakeError(
+        HTTPStatus.UNAUTHORIZED, f"Nobody is logged in; a page would be redirected to {location}. Log in first.")
 
 
 def _view_of(options: RouteOptions, target: Manager | Callable[..., Any]) -> View:
@@ -210,14 +249,9 @@ def _upgrade(
 ) -> HttpResponse:
     configuration, environ = _configuration(), wsgi_environ(request)
     host = request.get_host()  # It raises DisallowedHost for those that ALLOWED_HOSTS does not have.
-    if environ is None:
-        error = HandshakeError(
-            HTTPStatus.NOT_IMPLEMENTED, "An ASGI server shows no socket to Django. Serve the WSGI application, with "
-            "gunicorn --worker-class gthread.")
-        tell_refusal({"REQUEST_METHOD": request.method, "REMOTE_ADDR": request.META.get("REMOTE_ADDR")}, error)
-        return refusal(Response.from_app(error, {}))
     if options.upgrader.get("origins", getattr(settings, f"{_PREFIX}ORIGINS", None)) is None:
-        options = options._replace(upgrader={**options.upgrader, "origins": functools.partial(_is_trusted, host)})
+        trusted = {**options.upgrader, "origins": functools.partial(_is_trusted, host)}
+        options = RouteOptions(trusted, options.max_message_size)
     scope = DjangoScope(request, handler)
     response = configuration.upgrader(manager, options).upgrade(
         environ, scope=scope, max_message_size=options.max_message_size)
@@ -232,16 +266,13 @@ def _is_trusted(host: str, origin: str) -> bool:
     Raises:
         HandshakeError: it may not.
     """
-    try:
-        check_origin(origin, host, None)
-    except HandshakeError as error:
-        if any(_matches(origin, one) for one in settings.CSRF_TRUSTED_ORIGINS):
-            return True
-        raise HandshakeError(
-            error.status, f"Origin is {origin[:256]!r}, the request was sent to {host[:256]!r}. If that page may connect, "
-            f"add its origin to CSRF_TRUSTED_ORIGINS, or to WSTHREAD_ORIGINS for WebSockets only; if a proxy changed "
-            f"the host, let it pass the header Host on with its port, or set USE_X_FORWARDED_HOST.") from None
-    return True
+    if is_same_origin(origin, host) or any(_matches(origin, one) for one in settings.CSRF_TRUSTED_ORIGINS):
+        return True
+    raise HandshakeError(
+        HTTPStatus.FORBIDDEN,
+        f"Origin is {origin[:256]!r}, the request was sent to {host[:256]!r}. If that page may connect, add its origin "
+        f"to CSRF_TRUSTED_ORIGINS, or to WSTHREAD_ORIGINS for WebSockets only; if a proxy changed the host, let it "
+        f"pass the header Host on with its port, or set USE_X_FORWARDED_HOST.")
 
 
 def _matches(origin: str, trusted: str) -> bool:

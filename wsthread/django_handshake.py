@@ -1,4 +1,4 @@
-"""The opening handshake as a response of Django, and what handshakes are answered instead of a redirect.
+"""The opening handshake as a response of Django.
 
 A view returns a :class:`Handshake`, a 101 to which middleware may add headers and cookies as to any response. When all
 middleware is done, Django's WSGI handler sets an attribute of the response that tells its own class, right before it
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
 from werkzeug.wrappers import Response
 
-from .exceptions import HandshakeError
-from .logs import tell_refusal
-from .wire.handshake import tokens
+from .servers.refused import ASGI
+
+from django.core.handlers.wsgi import WSGIRequest
+from django.http import HttpRequest, HttpResponse
 
 
 class Handshake(HttpResponse):
@@ -81,47 +81,13 @@ def refusal(response: Response) -> HttpResponse:
     return HttpResponse(response.get_data(), status=response.status_code, headers=dict(response.headers))
 
 
-def wsgi_environ(request: Any) -> dict[str, Any] | None:
-    """Return the environ of a request as the WSGI server made it; None when there is no such server.
+def wsgi_environ(request: HttpRequest) -> dict[str, Any]:
+    """Return the environ of a request as the WSGI server made it.
 
     Django has decoded the paths in place, and the rest of the library expects them as they are in WSGI (PEP 3333).
     """
-    environ: dict[str, Any] | None = getattr(request, "environ", None)
-    if environ is None:
-        return None
-    paths = {name: environ[name].encode().decode("latin-1") for name in ("PATH_INFO", "SCRIPT_NAME")}
+    environ = request.META
+    if not isinstance(request, WSGIRequest):
+        environ = {**environ, "SERVER_SOFTWARE": ASGI, "SERVER_PROTOCOL": "HTTP/1.1"}
+    paths = {name: environ.get(name, "").encode().decode("latin-1") for name in ("PATH_INFO", "SCRIPT_NAME")}
     return {**environ, **paths}
-
-
-class WebSocketMiddleware:
-    """Answers a handshake with a sentence where a view, a decorator or middleware would redirect it.
-
-    Clients of WebSockets follow no redirects. So that of ``login_required`` becomes a 401, or a 403 for somebody who is
-    logged in and may not; any other a 400 with the address to connect to. Put it first in ``MIDDLEWARE``, so that it
-    sees the answers of all others.
-    """
-
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self._get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        response = self._get_response(request)
-        location = response.get("Location")
-        upgrade = tokens(request.headers.get("Upgrade", "").lower())
-        if location is None or "websocket" not in upgrade or not 300 <= response.status_code < 400:
-            return response
-        error = _error_for(response.status_code, location, getattr(request, "user", None))
-        tell_refusal(wsgi_environ(request) or {}, error)
-        return HttpResponse(f"{error.reason}\n", status=error.status, content_type="text/plain; charset=utf-8")
-
-
-def _error_for(status: int, location: str, user: Any) -> HandshakeError:
-    if status in (HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.PERMANENT_REDIRECT):
-        return HandshakeError(
-            HTTPStatus.BAD_REQUEST,
-            f"This address redirects to {location}, and clients of WebSockets follow no redirects. Connect to that.")
-    if getattr(user, "is_authenticated", False):
-        return HandshakeError(
-            HTTPStatus.FORBIDDEN, f"The one who is logged in may not connect; a page would be redirected to {location}.")
-    return HandshakeError(
-        HTTPStatus.UNAUTHORIZED, f"Nobody is logged in; a page would be redirected to {location}. Log in first.")

@@ -6,13 +6,13 @@ it begins without old database connections, and at its end those of its thread a
 the handler of a view, which may have this renewed for each message.
 
 ``conn.request`` is the request object of the handshake itself, so ``user``, ``session``, ``resolver_match`` and
-whatever middleware has put there are what they were. Its environ has lost what belongs to the server. The
-session is that object too: what is written to it lasts as long as the connection, and nothing saves it, because there is
-no response any more, unless the application calls ``session.save()``. The log tells of a change that was not saved.
+whatever middleware has put there are what they were. Its environ has lost what belongs to the server. The session is
+that object too. What is written to it lasts as long as the connection. Nothing saves it, because there is no response
+any more, unless the application calls ``session.save()``; the log tells of a change that was not saved.
 
-What a callback raises goes where exceptions of views go: to the receivers of ``got_request_exception`` and to the logger
-``django.request``, each with the request. Exceptions that stand for an answer, such as ``PermissionDenied``, close the
-connection with 4000 and the status (RFC 6455 7.4.2).
+What a callback raises goes where exceptions of views go: to the receivers of ``got_request_exception`` and to the
+logger ``django.request``, each with the request. Exceptions that stand for an answer, such as ``PermissionDenied``,
+close the connection with 4000 and the status (RFC 6455 7.4.2).
 
 A :class:`DjangoScope` lives as long as its connection. Its methods run in the connection's thread; but ``on_slow`` runs
 in any thread that broadcasts, perhaps that of a view in the middle of a transaction, so there it leaves database

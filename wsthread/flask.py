@@ -17,7 +17,7 @@ decorators, ``abort`` and ``after_request`` do what they always do. That request
 torn down, and its database connection is back in the pool.
 
 What runs later gets contexts of its own, see :mod:`wsthread.flask_contexts`. What the connections of an application
-have in common is in ``app.extensions["wsthread"]``, see :mod:`wsthread.flask_configuration`: a manager for all routes,
+have in common is in ``app.extensions["wsthread"]``, see :mod:`wsthread.configuration`: a manager for all routes,
 and the options of the upgraders.
 """
 
@@ -26,7 +26,7 @@ from __future__ import annotations
 import functools
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from types import EllipsisType
@@ -39,19 +39,17 @@ from werkzeug.routing import WebsocketMismatch
 from werkzeug.wrappers import Response
 
 from . import clock, testing
+from .configuration import Configuration, RouteOptions
 from .connection import Connection, link_of
-from .flask_configuration import Configuration, RouteOptions
 from .flask_contexts import FlaskScope
 from .flask_rules import answer_mismatch, configuration_of, follow_redirects
 from .handlers import check_function
 from .manager import Manager
-from .wire.deflate import Deflate
+from .options import Compression
 from .wire.origins import Origins
 
 #: What answers a request.
 View: TypeAlias = Callable[..., ResponseReturnValue]
-#: As of :class:`wsthread.Upgrader`.
-Compression: TypeAlias = Deflate | None | Callable[[Mapping[str, Any]], Deflate | None]
 
 _IS_VIEW = "_wsthread_view"  # Marks what :meth:`WebSockets.handler` returns; functools.wraps passes it on.
 

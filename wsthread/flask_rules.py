@@ -16,7 +16,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.routing import MapAdapter, RequestRedirect, WebsocketMismatch
 
-from .flask_configuration import Configuration
+from .configuration import Configuration
 from .flask_contexts import own_argument
 from .logs import tell_refusal
 from .wire.handshake import tokens

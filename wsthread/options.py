@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 #: What a broadcast does with a peer for which ``max_outbox_size`` bytes wait already.
 Overflow: TypeAlias = Literal["close", "drop_oldest", "drop_newest", "block"]
+#: How messages are compressed for a client; see the option of that name.
+Compression: TypeAlias = Deflate | None | Callable[[Mapping[str, Any]], Deflate | None]
 
 _KEY = "wsthread"  # Where the metadata of a field has its meaning.
 _MOST_BYTES = 1 << 48  # More is no limit; say None.

@@ -8,14 +8,18 @@ from typing import Any
 
 from ..exceptions import DetachError
 
+ASGI = "This ASGI server"
+"""What to call the server in an environ that was made of an ASGI request."""
+
 _GREEN = ("gevent", "eventlet")
+# How they begin whose users have no flask run: wsgiref, which is Django's runserver too, and ASGI servers.
+_OF_DJANGO = ("WSGIServer/", ASGI)
 
 
 def no_socket(environ: dict[str, Any]) -> DetachError:
     """Return the error for a request of a server that none of our rooms knows."""
     software = environ.get("SERVER_SOFTWARE") or "This WSGI server"
-    # That of wsgiref is Django's runserver too, and its users have no flask run.
-    or_else = "" if software.startswith("WSGIServer/") else ", or with flask run while developing"
+    or_else = "" if software.startswith(_OF_DJANGO) else ", or with flask run while developing"
     return DetachError(
         f"{software} shows no socket to its applications; serve with gunicorn --worker-class gthread{or_else}")
 

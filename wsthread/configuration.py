@@ -1,8 +1,9 @@
-"""What the configuration of a Flask application says: a key for each option, and what single routes say instead.
+"""What the configuration of an application says: a key for each option, and what single routes say instead.
 
-An application may be configured in any order. So the keys are read when they are first needed: by the first handshake,
-or by the first use of the manager. Those that ``init_app`` finds are checked there as well, for the sake of an early
-error. What changes when all has been read has no effect, and the log says so once for each key.
+It is that of a Flask application, or Django's settings. An application may be configured in any order. So the keys are
+read when they are first needed: by the first handshake, or by the first use of the manager. Those that Flask's
+``init_app`` finds are checked there as well, for the sake of an early error. What changes when all has been read has no
+effect, and the log says so once for each key.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from flask import Flask
 
 import wsthread
 from wsthread import Connection, ConnectionClosed, Deflate, ListenableManager, testing
+from wsthread.configuration import Configuration, RouteOptions
 from wsthread.flask import WebSockets
-from wsthread.flask_configuration import Configuration, RouteOptions
 from wsthread.manager import Manager
 
 Open = Callable[..., testing.WebSocket]
