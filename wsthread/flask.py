@@ -62,8 +62,8 @@ class WebSockets:
     read when they are first needed: by the first handshake, or by the first use of :attr:`manager`.
 
     Some options may be said for a single route as well: ``max_message_size``, and those of the upgrader. They hold
-    instead of the configuration, or of the manager of :meth:`mount` and :meth:`upgrade`. ``...``, the default, leaves it
-    to these.
+    instead of the configuration, or of the manager of :meth:`mount` and :meth:`upgrade`. ``...``, the default, leaves
+    it to these.
 
     Args:
         app: an application to begin with; None to call :meth:`init_app` later.
