@@ -4,10 +4,11 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help run test integration matrix style types cover fuzz conformance bench bench-connections bench-slow docs-options clean
+.PHONY: help run run-django test integration matrix style types cover fuzz conformance bench bench-connections bench-slow docs-options clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT)"
+	@echo "make run-django   serve the chat example for Django on port $(PORT)"
 	@echo "make test         run the tests; those with Chromium or Node.js only where these are installed"
 	@echo "make integration  run the tests that take longer"
 	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
@@ -24,6 +25,12 @@ run: .venv/.run
 	@echo "The chat is at http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
 	@$(BIN)/gunicorn --worker-class gthread --threads 2 --bind 127.0.0.1:$(PORT) --log-level warning \
 		--config examples/chat/gunicorn.conf.py --chdir examples/chat app:app
+
+run-django: .venv/.run-django
+	@$(BIN)/python examples/django_chat/manage.py migrate --verbosity 0
+	@echo "The chat is at http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
+	@$(BIN)/gunicorn --worker-class gthread --threads 2 --bind 127.0.0.1:$(PORT) --log-level warning \
+		--config examples/chat/gunicorn.conf.py --chdir examples/django_chat chat.wsgi
 
 test: .venv/.test
 	$(BIN)/python -m pytest -m "not slow"

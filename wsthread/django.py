@@ -35,7 +35,6 @@ from types import EllipsisType
 from typing import Any, TypeAlias, overload
 from urllib.parse import urlsplit
 
-
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed

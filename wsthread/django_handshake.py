@@ -14,10 +14,10 @@ from typing import Any
 
 from werkzeug.wrappers import Response
 
-from .servers.refused import ASGI
-
 from django.core.handlers.wsgi import WSGIRequest
 from django.http import HttpRequest, HttpResponse
+
+from .servers.refused import ASGI
 
 
 class Handshake(HttpResponse):
