@@ -19,7 +19,8 @@ Options
 =======
 
 All are keywords, checked when the object is made: a wrong value raises an error that names the option. The keys of
-``app.config`` are for Flask, see ``docs/flask.rst``. Where the last column is empty, None is an error.
+``app.config`` are for Flask, see ``docs/flask.rst``. Django has settings of the same names, see ``docs/django.rst``.
+Where the last column is empty, None is an error.
 """
 MANAGER = """
 Of all managers

@@ -46,6 +46,7 @@ def test_log_in_chat_log_out(server: Server) -> None:
     assert caught.value.response.status_code == 401 and caught.value.response.body is not None
     assert b"Log in first." in caught.value.response.body
     with connect(url, additional_headers=ada) as one, connect(url, additional_headers=grace) as two:
+        wait_until(lambda: server.stats()["connections"] == 2)
         one.send("hi")
         assert one.recv(timeout=10) == two.recv(timeout=10) == "ada of 2: hi"
         request = urllib.request.Request(server.url("/logout"), headers=ada)
