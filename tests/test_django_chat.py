@@ -29,9 +29,9 @@ def run(*command: str, env: dict[str, str] | None = None) -> str:
 
 
 @pytest.mark.parametrize("command", [["-W", "error", "manage.py", "test"], ["-m", "pytest", "-q", "."]], ids=str)
-def test_its_own_tests(command: list[str]) -> None:
+def test_its_own_tests(command: list[str], tmp_path: Path) -> None:
     """With Django's test runner, and with pytest."""
-    output = run(*command)
+    output = run(*command, env={"CHAT_DATABASE": str(tmp_path / "chat.sqlite3")})
     assert "Ran 7 tests" in output or "7 passed" in output
 
 

@@ -36,10 +36,12 @@ TEMPLATES = [{
 
 ROOT_URLCONF = "chat.urls"
 WSGI_APPLICATION = "chat.wsgi.application"
+DATABASE = os.environ.get("CHAT_DATABASE", str(SITE / "chat.sqlite3"))
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
-        "NAME": os.environ.get("CHAT_DATABASE", SITE / "chat.sqlite3"),
+        "NAME": DATABASE,
+        "TEST": {"NAME": f"{DATABASE}.test"},  # One in memory would not be closed with the threads that use it.
     },
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
