@@ -1,0 +1,91 @@
+"""The hand-over of the receiving half between the connection's own thread and the attendant, see wsthread.receiving."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peer import TIMEOUT, connect
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request
+
+from wsthread import speedups
+from wsthread.housekeeper import Housekeeper
+from wsthread.link import Link
+from wsthread.options import Options
+from wsthread.registry import Registry
+from wsthread.transport import Transport
+
+__all__ = ["connect"]
+
+TESTS = Path(__file__).parent
+
+
+OpenLink = Callable[..., "tuple[Link, socket.socket]"]
+
+
+@pytest.fixture
+def open_link() -> Iterator[OpenLink]:
+    """Return a function that opens a connection of no manager, which nobody else attends, and its peer's socket.
+
+    The test is the connection's own thread.
+    """
+    housekeeper = Housekeeper()
+    sockets: list[socket.socket] = []
+
+    def open_one(unread: bytes = b"") -> tuple[Link, socket.socket]:
+        ours, peer = socket.socketpair()
+        sockets.extend((ours, peer))
+        peer.settimeout(TIMEOUT)
+        link = Link(Request(EnvironBuilder("/ws").get_environ()), Options(), housekeeper, Registry())
+        link.open(Transport(ours), b"", unread)
+        assert link.wait_opened()
+        return link, peer
+
+    yield open_one
+    for sock in sockets:
+        sock.close()
+    housekeeper.close_after_fork()
+
+
+# Each piece of it
+
+
+# All of it at once
+
+
+def soak(seconds: float, connections: int, speedups: bool) -> dict[str, Any]:
+    """Run tests/soak.py in a process of its own: it makes the ticks short, and the threads switch often."""
+    seed = str(random.randrange(1 << 32))
+    print(f"seed {seed}")
+    result = subprocess.run(
+        [sys.executable, str(TESTS / "soak.py"), "--seed", seed, "--seconds", str(seconds), "--connections",
+         str(connections)],
+        env={**os.environ, **({} if speedups else {"WSTHREAD_SPEEDUPS": "0"})}, capture_output=True, text=True,
+        timeout=seconds + 100)
+    print(result.stdout, result.stderr)
+    assert result.returncode == 0, f"{result.stdout}{result.stderr}"
+    figures: dict[str, Any] = json.loads(result.stdout.splitlines()[0])
+    return figures
+
+
+@pytest.mark.parametrize("active", [True, False], ids=["extension", "python"])
+def test_nothing_is_lost_or_reordered(active: bool) -> None:
+    figures = soak(1.5, 40, active)
+    assert figures["speedups"] is (active and speedups.active)
+    assert figures["messages"] > 100 and figures["pings"] > 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("active", [True, False], ids=["extension", "python"])
+def test_nothing_is_lost_or_reordered_for_a_minute(active: bool) -> None:
+    soak(60, 200, active)
