@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ import pytest
 from peer import TIMEOUT, connect
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
+from wire import PING, TEXT, client_frame, server_frames
 
-from wsthread import speedups
+from wsthread import State, clock, speedups
 from wsthread.housekeeper import Housekeeper
 from wsthread.link import Link
 from wsthread.options import Options
 from wsthread.registry import Registry
 from wsthread.transport import Transport
+from wsthread.wire.protocol import Close
 
 __all__ = ["connect"]
 
@@ -57,6 +61,41 @@ def open_link() -> Iterator[OpenLink]:
 
 
 # Each piece of it
+
+
+def test_one_visit_of_the_attendant_is_short(open_link: OpenLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that sends Pings without end is no reason to let others wait."""
+    pings = 1000
+    link, peer = open_link(b"".join(client_frame(PING, b"%d" % number) for number in range(pings)))
+    now = itertools.count(clock.now(), 0.001)  # Each look at the clock takes a millisecond.
+    monkeypatch.setattr(clock, "now", lambda: next(now))
+    link.receiver.attend()
+    answered = [frame.payload for frame in server_frames(peer.recv(1 << 16))]
+    assert 0 < len(answered) < 50
+    assert link.receiver.is_deaf()  # The peer is alive, whatever is found behind these.
+    while len(answered) < pings:
+        link.receiver.attend()
+        answered += [frame.payload for frame in server_frames(peer.recv(1 << 16))]
+    assert answered == [b"%d" % number for number in range(pings)]
+
+
+@pytest.mark.parametrize("unit", [client_frame(PING), client_frame(TEXT, b"a")], ids=["Pings", "messages"])
+def test_one_visit_is_short_when_we_have_closed(
+    open_link: OpenLink, monkeypatch: pytest.MonkeyPatch, unit: bytes,
+) -> None:
+    link, peer = open_link()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+    peer.setblocking(False)
+    sent = 0
+    with suppress(BlockingIOError):
+        while True:
+            sent += peer.send(unit * 1000)
+    link.sender.close(Close(1000))
+    now = itertools.count(clock.now(), 0.004)
+    monkeypatch.setattr(clock, "now", lambda: next(now))
+    link.receiver.attend()
+    assert 0 < link.receiver.bytes_received < sent // 2
+    assert link.state is State.CLOSING
 
 
 # All of it at once
