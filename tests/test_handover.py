@@ -18,14 +18,17 @@ import pytest
 from peer import TIMEOUT, connect
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
-from wire import PING, TEXT, client_frame, server_frames
+from wire import BINARY, PING, TEXT, client_frame, server_frames
 
-from wsthread import State, clock, speedups
+from wsthread import Opcode, State, clock, speedups
 from wsthread.housekeeper import Housekeeper
+from wsthread.inbox import Inbox
 from wsthread.link import Link
 from wsthread.options import Options
+from wsthread.receiving import Receiver
 from wsthread.registry import Registry
 from wsthread.transport import Transport
+from wsthread.wire.messages import Message
 from wsthread.wire.protocol import Close
 
 __all__ = ["connect"]
@@ -96,6 +99,33 @@ def test_one_visit_is_short_when_we_have_closed(
     link.receiver.attend()
     assert 0 < link.receiver.bytes_received < sent // 2
     assert link.state is State.CLOSING
+
+
+def test_an_inbox_that_empties_while_somebody_looks(open_link: OpenLink) -> None:
+    """stats(), dump() and the deadlines look at the inbox without the lock."""
+    looks: list[Inbox | None] = []
+    full = Inbox(5)
+    full.add(Message(Opcode.BINARY, b"a"))
+
+    class Emptied(Receiver):
+        """The connection's thread takes what there is after each look."""
+
+        __slots__ = ()
+
+        @property
+        def _inbox(self) -> Inbox | None:
+            return looks.pop(0)
+
+        @_inbox.setter
+        def _inbox(self, inbox: Inbox | None) -> None:
+            pass
+
+    link, _ = open_link()
+    receiver = Emptied(link.request, Options(), link.sender, 0.0)
+    looks[:] = full, None
+    assert receiver.inbox_size == 201
+    looks[:] = full, None
+    assert receiver.is_deaf()
 
 
 # All of it at once

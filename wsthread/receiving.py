@@ -109,7 +109,8 @@ class Receiver:
     @property
     def inbox_size(self) -> int:
         """Bytes that wait for the application."""
-        return 0 if self._inbox is None else self._inbox.size
+        inbox = self._inbox  # Read once: the connection's thread may empty it meanwhile.
+        return 0 if inbox is None else inbox.size
 
     @property
     def is_idle(self) -> bool:
@@ -199,7 +200,8 @@ class Receiver:
     # The receive lock is held
 
     def _is_full(self) -> bool:
-        return self._inbox is not None and self._inbox.is_full
+        inbox = self._inbox  # Read once, as above: is_deaf() does not hold the lock.
+        return inbox is not None and inbox.is_full
 
     def _put_into_inbox(self, message: Message) -> None:
         if self._inbox is None:
