@@ -9,18 +9,21 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peer import TIMEOUT, connect
+from peer import TIMEOUT, Connect, connect
+from servers import wait_until
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 from wire import BINARY, PING, TEXT, client_frame, server_frames
 
-from wsthread import Opcode, State, clock, speedups
+from wsthread import Connection, ConnectionClosed, Opcode, SimpleManager, State, clock, speedups
+from wsthread.connection import link_of
 from wsthread.housekeeper import Housekeeper
 from wsthread.inbox import Inbox
 from wsthread.link import Link
@@ -126,6 +129,43 @@ def test_an_inbox_that_empties_while_somebody_looks(open_link: OpenLink) -> None
     assert receiver.inbox_size == 201
     looks[:] = full, None
     assert receiver.is_deaf()
+
+
+def test_an_error_of_the_attendant_ends_that_connection_and_no_other(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release, closed = threading.Event(), threading.Event()
+    codes: list[int | None] = []
+
+    def handler(conn: Connection) -> None:
+        release.wait(TIMEOUT)
+        try:
+            conn.receive()
+        except ConnectionClosed as error:
+            codes.append(error.code)
+            closed.set()
+
+    manager = SimpleManager(handler)
+    broken, broken_peer = connect(manager)
+    wait_until(lambda: manager.stats()["accepted"] == 1)
+    _, other_peer = connect(manager)  # It is attended after the first.
+    attended, next_event = link_of(broken).receiver, Receiver._next_event
+
+    def fail(self: Receiver) -> Any:
+        if self is attended:
+            raise MemoryError
+        return next_event(self)
+
+    monkeypatch.setattr(Receiver, "_next_event", fail)
+    broken_peer.send(Opcode.TEXT, b"this one was lost, so nothing may come behind it")
+    other_peer.send(Opcode.PING, b"?")
+    assert other_peer.read() == (Opcode.PONG, b"?")
+    assert broken_peer.at_eof()
+    wait_until(lambda: broken.closed)
+    assert (broken.close_code, broken.close_reason) == (1006, "an error while it was attended")
+    release.set()
+    assert closed.wait(TIMEOUT)
+    assert codes == [1006]
 
 
 # All of it at once

@@ -171,9 +171,17 @@ class Receiver:
         try:
             transport = self._transport
             if transport is not None:
-                self._attend(transport)
+                self._attend_or_cut(transport)
         finally:
             self.lock.release()
+
+    def _attend_or_cut(self, transport: Transport) -> None:
+        try:
+            self._attend(transport)
+        except Exception:  # Such as MemoryError. What was under way is lost, so nothing may follow it.
+            self._sender.lose("an error while it was attended")
+            self._close(transport)
+            logger.exception("%s: error while it was attended", name_of(self._request))
 
     def _attend(self, transport: Transport) -> None:
         ending = self._sender.ending
