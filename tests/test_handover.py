@@ -20,7 +20,7 @@ from peer import TIMEOUT, Connect, connect
 from servers import wait_until
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
-from wire import BINARY, PING, TEXT, client_frame, server_frames
+from wire import BINARY, PING, TEXT, client_close, client_frame, server_frames
 
 from wsthread import Connection, ConnectionClosed, Opcode, SimpleManager, State, clock, speedups
 from wsthread.connection import link_of
@@ -166,6 +166,25 @@ def test_an_error_of_the_attendant_ends_that_connection_and_no_other(
     release.set()
     assert closed.wait(TIMEOUT)
     assert codes == [1006]
+
+
+@pytest.mark.parametrize(("end", "left"), [("ours", 0), ("the peer's", 2)])
+def test_an_inbox_is_kept_as_long_as_it_can_be_asked_for(open_link: OpenLink, end: str, left: int) -> None:
+    link, peer = open_link()
+    peer.sendall(client_frame(TEXT, b"a") + client_frame(BINARY, b"b"))
+    link.receiver.attend()
+    assert link.receiver.inbox_size == 402
+    if end == "ours":
+        link.sender.close(Close(1000))
+    peer.sendall(client_close(1000))
+    link.receiver.attend()
+    assert link.is_over
+    assert link.receiver.inbox_size == 201 * left
+    payloads = []
+    with pytest.raises(ConnectionClosed):
+        while True:
+            payloads.append(link.receiver.receive_message().payload)
+    assert payloads == ["a", b"b"][:left]
 
 
 # All of it at once

@@ -283,6 +283,8 @@ class Receiver:
     def _close(self, transport: Transport) -> None:
         """Close the socket: the connection is CLOSED."""
         self._transport = None
+        if self._sender.ending.is_ours:
+            self._inbox = None  # None of it will be handed over.
         self._sender.finish(transport)
 
     def _is_within_rate(self, rate: float) -> bool:
