@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peer import TIMEOUT, Connect, connect
+from peer import TIMEOUT, Connect, connect, run_handler
 from servers import wait_until
 from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
@@ -185,6 +186,45 @@ def test_an_inbox_is_kept_as_long_as_it_can_be_asked_for(open_link: OpenLink, en
         while True:
             payloads.append(link.receiver.receive_message().payload)
     assert payloads == ["a", b"b"][:left]
+
+
+def test_a_fork_while_the_attendant_is_there(connect: Connect) -> None:
+    """The child has nobody who would give the locks back."""
+    exits: list[int] = []
+    started, locked, forked = threading.Event(), threading.Event(), threading.Event()
+
+    def handler(conn: Connection) -> None:
+        started.set()
+        locked.wait(TIMEOUT)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                conn.receive()
+            except ConnectionClosed:
+                try:
+                    conn.send("a")
+                except ConnectionClosed:
+                    status = 0
+            finally:
+                os._exit(status)
+        forked.set()
+        end = time.monotonic() + TIMEOUT / 2
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.01)
+        if done == (0, 0):
+            os.kill(child, 9)
+            done = os.waitpid(child, 0)
+        exits.append(os.waitstatus_to_exitcode(done[1]))
+
+    conn, peer = run_handler(connect, handler)
+    link = link_of(conn)
+    assert started.wait(TIMEOUT)
+    with link.receiver.lock, link.sender.send_lock:
+        locked.set()
+        assert forked.wait(TIMEOUT)
+    assert peer.read_close() == 1000
+    assert exits == [0]
 
 
 # All of it at once

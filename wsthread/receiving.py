@@ -106,6 +106,10 @@ class Receiver:
         with self.lock:
             return self._transport is not None
 
+    def renew_lock(self) -> None:
+        """Let a child of a fork have the receiving half; the thread that held the lock may not run there."""
+        self.lock = threading.Lock()
+
     @property
     def inbox_size(self) -> int:
         """Bytes that wait for the application."""
