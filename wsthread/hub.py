@@ -277,7 +277,7 @@ class Hub:
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""
         with self._lock:
-            if conn not in self._alive.values():
+            if self._alive.get(link_of(conn).sender.thread_id) is not conn:
                 return  # It has just departed.
             told_at = self._lingering.setdefault(conn, now + _LINGERING)
             if now < told_at:
