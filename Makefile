@@ -62,6 +62,7 @@ cover: .venv/.test
 fuzz: .venv/.fuzz
 	$(BIN)/python tests/fuzz/fuzz_handshake.py -runs=$(or $(RUNS),50000)
 	$(BIN)/python tests/fuzz/fuzz_parser.py -runs=$(or $(RUNS),200000)
+	$(BIN)/python tests/fuzz/fuzz_handover.py -runs=$(or $(RUNS),100000)
 
 .venv/.fuzz: setup.cfg pyproject.toml | .venv/bin/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fuzz]" || { \
