@@ -257,3 +257,15 @@ def test_nothing_is_lost_or_reordered(active: bool) -> None:
 @pytest.mark.parametrize("active", [True, False], ids=["extension", "python"])
 def test_nothing_is_lost_or_reordered_for_a_minute(active: bool) -> None:
     soak(60, 200, active)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_herd_of_sleepers_is_answered_in_time() -> None:
+    """Without the extension a handler that computes is in the way: each read of the attendant waits for the GIL."""
+    root = TESTS.parent
+    subprocess.run([sys.executable, str(root / "benchmarks" / "sleepers.py")], check=True, timeout=280)
+    for row in json.loads((root / "build" / "bench" / "sleepers.json").read_text())["rows"]:
+        assert [len(row[name]) for name in ("pongs", "closes", "ends")] == [2000, 1000, 1000]
+        if not row["computes"] or row["extension"] and speedups.active:
+            assert max(row["pongs"] + row["closes"] + row["ends"]) < 1.5
