@@ -270,9 +270,11 @@ class Hub:
         self._shutdown.go_on(now)
         for conn in self.alive():
             link = link_of(conn)
-            link.check(now)
-            if link.is_over:
-                self._note_lingering(conn, now)
+            # Most wait for a message and have nothing due. With thousands of them this line is all that costs.
+            if link.receiver.waiting_since is None or link.sender.deadlines.due <= now:
+                link.check(now)
+                if link.is_over:
+                    self._note_lingering(conn, now)
 
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""
