@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
@@ -21,11 +22,13 @@ from werkzeug.wrappers import Request
 from . import clock, lifecycle, servers, speedups, thread
 from .addressing import Addressees, choose
 from .connection import Connection, let_in, link_of, senders_of
+from .deadlines import Deadlines
 from .exceptions import ConnectionClosed, HandshakeError
 from .link import Link, Scope
 from .logs import logger
 from .options import Options
 from .overflow import Posted
+from .receiving import Receiver
 from .registry import Registry
 from .shutdown import Shutdown, wait_ended
 from .speedups import send_each
@@ -72,6 +75,15 @@ class Reports(Protocol):
         """A connection has ended."""
 
 
+@dataclass(slots=True)  # Its attributes cost less than those of a NamedTuple.
+class _Alive:
+    """A connection that is alive, behind those of its parts that are looked at on every tick."""
+
+    receiver: Receiver
+    deadlines: Deadlines
+    conn: Connection
+
+
 class Hub:
     """The inside of one manager.
 
@@ -98,7 +110,7 @@ class Hub:
         self.counters = Counters()
         self._shutdown = Shutdown()
         self._lock = threading.Lock()  # Guards changes of the next three.
-        self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
+        self._alive: dict[int, _Alive] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
         # Those whose handlers go on, with the time from which on that deserves a line in the log.
         self._lingering: dict[Connection, float] = {}
@@ -133,9 +145,10 @@ class Hub:
 
     def arrive(self, conn: Connection) -> None:
         """Note that a connection is OPEN; its thread calls it."""
+        link = link_of(conn)
         with self._lock:
             self.counters.accept()
-            self._alive[threading.get_ident()] = conn
+            self._alive[threading.get_ident()] = _Alive(link.receiver, link.sender.deadlines, conn)
         self._shutdown.tell(conn)  # It came while the process began to stop.
 
     def serve(self, conn: Connection) -> None:
@@ -175,12 +188,13 @@ class Hub:
     def current(self) -> Connection | None:
         """The connection whose thread is the calling one; None in any other thread."""
         own = threading.get_ident()
-        return self._alive.get(own) or self._departed.get(own)
+        alive = self._alive.get(own)
+        return self._departed.get(own) if alive is None else alive.conn
 
     def alive(self) -> list[Connection]:
         """Return the connections that are open or closing, in the order in which their threads began."""
         with self._lock:
-            return list(self._alive.values())
+            return [one.conn for one in self._alive.values()]
 
     # Many connections
 
@@ -236,7 +250,7 @@ class Hub:
     def stats(self) -> dict[str, Any]:
         """Return numbers, fit for JSON."""
         with self._lock:
-            alive, counts = list(self._alive.values()), self.counters.snapshot()
+            alive, counts = [one.conn for one in self._alive.values()], self.counters.snapshot()
         totals = Totals.sum((counts.finished, *(link_of(conn).totals() for conn in alive)))
         states = Counter(link_of(conn).stage for conn in alive)
         return {
@@ -268,10 +282,13 @@ class Hub:
         if self._shutdown.close is None and servers.is_stopping():
             self.begin_shutdown()
         self._shutdown.go_on(now)
-        for conn in self.alive():
-            link = link_of(conn)
-            # Most wait for a message and have nothing due. With thousands of them this line is all that costs.
-            if link.receiver.waiting_since is None or link.sender.deadlines.due <= now:
+        with self._lock:
+            alive = list(self._alive.values())
+        # Most wait for a message and have nothing due. With thousands of them each object that is touched costs.
+        for one in alive:
+            if one.receiver.waiting_since is None or one.deadlines.due <= now:
+                conn = one.conn
+                link = link_of(conn)
                 link.check(now)
                 if link.is_over:
                     self._note_lingering(conn, now)
@@ -279,7 +296,8 @@ class Hub:
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""
         with self._lock:
-            if self._alive.get(link_of(conn).sender.thread_id) is not conn:
+            alive = self._alive.get(link_of(conn).sender.thread_id)
+            if alive is None or alive.conn is not conn:
                 return  # It has just departed.
             told_at = self._lingering.setdefault(conn, now + _LINGERING)
             if now < told_at:
@@ -323,7 +341,7 @@ class Hub:
     def reset_after_fork(self) -> None:
         """Forget the parent's connections, and close this process' copies of their sockets."""
         # Without the lock, which another thread of the parent may have held.
-        for conn in [*self._alive.values(), *self._departed.values()]:
+        for conn in [*(one.conn for one in self._alive.values()), *self._departed.values()]:
             link_of(conn).close_after_fork()
         self.reset()
 
