@@ -228,7 +228,11 @@ class Sender(Writer):
                 self.cut(reason)
 
     def close_after_fork(self) -> None:
-        """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken."""
+        """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken.
+
+        Another thread of the parent may have held the send lock.
+        """
+        self.renew_lock()
         if self.transport is not None:
             self.clear, self.fd = False, -1
             self.transport.close_copy()

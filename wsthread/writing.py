@@ -85,6 +85,10 @@ class Writer(SendState):
 
     # Without the send lock
 
+    def renew_lock(self) -> None:
+        """Let a child of a fork send; the thread that held the lock may not run there."""
+        self.send_lock, self._progress = threading.Lock(), None
+
     def flush(self) -> None:
         """Send what the kernel takes now. Any thread may call it."""
         with taking(self.send_lock):
