@@ -7,7 +7,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
-from wsthread.flask import configuration_key
+from wsthread.flask_configuration import configuration_key
 from wsthread.handlers import ListenableOptions
 from wsthread.options import Meaning, Options, UpgraderOptions, default_text
 

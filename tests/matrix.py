@@ -25,10 +25,12 @@ TESTS = [
     "tests/test_servers.py", "tests/test_flask_servers.py", "tests/test_interop.py", "tests/test_deploy.py",
     "tests/test_flask.py", "tests/test_flask_contexts.py", "tests/test_flask_apps.py", "tests/test_testing.py",
     "tests/test_pytest_plugin.py", "tests/test_upgrader.py",
+    "tests/test_flask_identity.py", "tests/test_flask_errors.py", "tests/test_flask_configuration.py",
+    "tests/test_flask_rules.py", "tests/test_flask_clients.py",
 ]
 TOOLS = [
-    "Flask-Login>=0.6.3", "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8",
-    "websockets>=13",
+    "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",
+    "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8", "websockets>=13",
 ]
 ROW_TIMEOUT = 900  # Seconds.
 

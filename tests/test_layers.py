@@ -24,8 +24,8 @@ IMPURE = {
 OPTIONAL = {"flask", "gunicorn", "prometheus_client", "pytest", "redis"}
 #: The modules on top, which nobody else imports, and what each may need of it.
 ON_TOP: dict[str, set[str]] = {
-    "flask": {"flask"}, "flask_contexts": {"flask"}, "prometheus": {"prometheus_client"}, "pytest_plugin": {"pytest"},
-    "testing": set(),
+    "flask": {"flask"}, "flask_configuration": set(), "flask_contexts": {"flask"}, "flask_rules": {"flask"},
+    "prometheus": {"prometheus_client"}, "pytest_plugin": {"pytest"}, "testing": set(),
 }
 
 

@@ -80,7 +80,7 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
 BASES: tuple[type, ...] = (BaseException, tuple, int, flask.testing.FlaskClient)
 MODULES: dict[ModuleType, set[str]] = {
     wsthread.client: {"ClientConnection", "connect", "new_key", "receive_answer"},
-    wsthread.flask: {"WebSocketClient", "WebSockets", "configuration_key"},
+    wsthread.flask: {"WebSocketClient", "WebSockets"},
     wsthread.prometheus: {"Collector"},
     wsthread.testing: {"Refused", "WebSocket", "advance", "connect"},
 }

@@ -125,8 +125,16 @@ class Hub:
 
     def prepare(
         self, request: Request, subprotocol: str | None, agreement: Agreement | None, scope: Scope | None = None,
+        own: Options | None = None,
     ) -> Connection:
         """Return a CONNECTING connection whose thread has started and waits.
+
+        Args:
+            request: the opening handshake.
+            subprotocol: what was agreed on.
+            agreement: likewise, about compression.
+            scope: within what the application's code runs; None for nothing.
+            own: the options of this connection; None for those of the manager.
 
         Raises:
             HandshakeError: 503 or 429, when there may be no more connections.
@@ -148,7 +156,8 @@ class Hub:
             raise _overload(f"{full} is {options.max_connections_per_address}{hint}", HTTPStatus.TOO_MANY_REQUESTS)
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
-            link = Link(request, options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client)
+            link = Link(
+                request, own or options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
         except BaseException as error:

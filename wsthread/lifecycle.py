@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import signal
 import threading
@@ -50,6 +51,7 @@ _lock = threading.Lock()  # Guards the three below.
 _managers: weakref.WeakSet[Inhabitant] = weakref.WeakSet()
 _housekeeper: Housekeeper | None = None
 _registered = False
+_exit_limit = math.inf  # Seconds.
 
 
 def enter(manager: Inhabitant, tick: float) -> Housekeeper:
@@ -105,10 +107,22 @@ def managers() -> list[Inhabitant]:
         return list(_managers)
 
 
+def limit_exit(seconds: float) -> None:
+    """Let the end of this process wait no longer for peers, because they are in it and will not answer any more.
+
+    Args:
+        seconds: for all managers together; connections that had to be cut are given a moment besides.
+    """
+    global _exit_limit
+    _exit_limit = seconds
+
+
 def _shut_down_all() -> None:
     stopping = managers()
     # It may have begun long ago, while the server waited for a request to end.
-    deadlines = [manager.begin_shutdown() + servers.time_to_stop(manager.shutdown_timeout) for manager in stopping]
+    deadlines = [
+        manager.begin_shutdown() + min(servers.time_to_stop(manager.shutdown_timeout), _exit_limit)
+        for manager in stopping]
     for manager in stopping:
         manager.finish_shutdown(max(0.0, max(deadlines) - clock.now()))
     if _housekeeper is not None:

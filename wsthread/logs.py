@@ -12,10 +12,12 @@ import logging
 import sys
 import threading
 import traceback
+from typing import Any
 
 from werkzeug.wrappers import Request
 
 logger = logging.getLogger("wsthread")
+_TOLD = "_wsthread_told"  # The attribute of an exception that is in the application's own log.
 
 PATIENCE = 1.0  #: Seconds to wait for a line to be told.
 
@@ -61,6 +63,43 @@ def tell_aside(
         thread.join(patience)
 
 
+def path_of(environ: dict[str, Any]) -> str:
+    """Return the path of a request as its client has sent it, with what the application is mounted below."""
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path.encode("latin-1").decode(errors="replace")  # PEP 3333
+
+
 def name_of(request: Request) -> str:
     """Return what log lines call the connection that came of a request."""
-    return f"WebSocket {request.remote_addr or 'local'} {request.path!r}"
+    return f"WebSocket {request.remote_addr or 'local'} {path_of(request.environ)!r}"
+
+
+def tell_refusal(environ: dict[str, Any], reason: object) -> None:
+    """Log a handshake that is refused; see :func:`tell`."""
+    tell(
+        logging.WARNING, "refused handshake: %r %r from %r: %s",  # All of it comes from the peer, line breaks and all.
+        environ.get("REQUEST_METHOD"), path_of(environ), environ.get("REMOTE_ADDR"), reason)
+
+
+def note_told(error: Exception) -> None:
+    """Note that the application's own log has an exception, with its traceback."""
+    setattr(error, _TOLD, True)
+
+
+def tell_error(conn: object, where: str, error: BaseException) -> None:
+    """Log an exception of the application's code, from a thread that has more to do.
+
+    Handlers of the root logger get what the application logs, too. So what it has logged is not told twice: then there
+    is only a short line, and no ERROR, which somebody may be woken up by.
+
+    Args:
+        conn: the connection.
+        where: such as ``"a callback"``.
+        error: the exception.
+    """
+    if vars(error).pop(_TOLD, False):  # It may be raised again.
+        tell_aside(
+            logging.WARNING, "%s: error in %s, see the log of the application: %r", conn, where, error,
+            patience=PATIENCE)
+    else:
+        tell_aside(logging.ERROR, "%s: error in %s", conn, where, error=error, patience=PATIENCE)

@@ -60,6 +60,7 @@ from .wire.protocol import Close
 
 _THREAD = re.compile(r"wsthread-[0-9a-f]{16}")  # What the threads of connections are called, with their ids.
 _PATIENCE = 0.1  # Seconds that a first callback may take before connect() returns without its end.
+_EXIT_LIMIT = 0.3  # Seconds for the WebSockets that a test run has left open.
 _ERRORS = "wsthread.testing.errors"  # Where a request's environ has a list of its own, for errors of the application.
 
 
@@ -228,6 +229,7 @@ def connect(
     if subprotocols:
         wanted.remove("Sec-WebSocket-Protocol")
     wanted.extend(request_headers(new_key(), subprotocols))
+    lifecycle.limit_exit(_EXIT_LIMIT)
     errors: list[BaseException] = []
     before = set(threading.enumerate())
     ours, servers = socket.socketpair()

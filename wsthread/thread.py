@@ -6,7 +6,6 @@ Application code runs *guarded*: what it raises is logged, reported to ``on_erro
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Protocol
 from .connection import Connection, link_of
 from .ending import State
 from .exceptions import ConnectionClosed
-from .logs import PATIENCE, tell_aside
+from .logs import tell_error
 from .wire.frames import CloseCode
 
 #: Told of each exception of application code, as ``observer(conn, error)`` in its thread, before the connection closes.
@@ -63,22 +62,26 @@ def guard(conn: Connection, host: Host, work: Callable[[Connection], None]) -> N
     """
     try:
         work(conn)
-    except ConnectionClosed as error:
-        if conn.state is State.OPEN:  # It was about another connection.
-            _handle_error(conn, host, error)
     except BaseException as error:
-        _handle_error(conn, host, error)
+        if is_failure(conn, error):
+            _handle_error(conn, host, error)
+
+
+def is_failure(conn: Connection, error: BaseException) -> bool:
+    """Tell whether an exception of application code is an error, and not only how the code learned of the end."""
+    # While it is open it was about another connection.
+    return not isinstance(error, ConnectionClosed) or conn.state is State.OPEN
 
 
 def _handle_error(conn: Connection, host: Host, error: BaseException) -> None:
     for observer in observers:
         observer(conn, error)
-    tell_aside(logging.ERROR, "%s: error in a callback", conn, error=error, patience=PATIENCE)
+    tell_error(conn, "a callback", error)
     conn.close(CloseCode.INTERNAL_ERROR)
     try:
         host.report_error(conn, error)
     except BaseException as another:
-        tell_aside(logging.ERROR, "%s: error in on_error", conn, error=another, patience=PATIENCE)
+        tell_error(conn, "on_error", another)
 
 
 def _run(conn: Connection, host: Host) -> None:

@@ -3,29 +3,32 @@
 The handshake is an ordinary response of the application. :meth:`Upgrader.upgrade` only checks the request and
 returns that response; the socket is taken when the WSGI server calls it. Until then everything is as for any
 request: ``abort(401)`` refuses, ``after_request`` and the session may add headers, and they are on the 101.
+
+The 101 is sent when the server closes the response, which is the end of a request (PEP 3333): frameworks have torn
+down by then what they had made for it. So nothing of the application runs for the connection before its request is
+over.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from types import EllipsisType
 from typing import Any
 
 from werkzeug.datastructures import EnvironHeaders, Headers
 from werkzeug.wrappers import Request, Response
-from werkzeug.wsgi import ClosingIterator
 
 from . import servers
 from .connection import Connection, link_of
 from .detach import Detached
 from .exceptions import DetachError, HandshakeError
 from .link import Link, Scope
-from .logs import tell
+from .logs import tell_refusal
 from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
 from .transport import Transport
@@ -84,6 +87,7 @@ class Upgrader:
         *,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         scope: Scope | None = None,
+        max_message_size: int | None | EllipsisType = ...,
     ) -> Response:
         """Return the response that makes a WebSocket out of a request, or refuses it.
 
@@ -92,11 +96,15 @@ class Upgrader:
             headers: more headers for the 101.
             scope: ``scope(conn)`` returns a context manager within which each callback of this connection runs, or
                 the handler of a blocking manager. None for nothing; :mod:`wsthread.flask` gives Flask's contexts.
+            max_message_size: for this connection, as the option of :class:`wsthread.Manager`. Default: the manager's.
 
         Returns:
             A 101, to be returned from the view as it is. A refusal is a response too: 400, 403, 405, 426 or 501, with
             a sentence that tells what to change, which is logged as well. A 101 may still become a 429 or a 503 when
             the server calls it.
+
+        Raises:
+            ValueError: the ``max_message_size`` makes no sense.
         """
         if not isinstance(request, Request):
             request = Request(request, populate_request=False)
@@ -109,7 +117,11 @@ class Upgrader:
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
         extension = None if agreement is None else agreement.extension
         response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
-        prepare = functools.partial(hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope)
+        options = None
+        if max_message_size is not ...:
+            options = replace(self._manager.options, max_message_size=max_message_size)
+        prepare = functools.partial(
+            hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope, options)
         setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
@@ -119,10 +131,7 @@ class Upgrader:
 
     def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
         hub_of(self._manager).counters.refuse(f"{error.status.value} {error.status.phrase}")
-        tell(
-            # All of it comes from the peer, line breaks and all.
-            logging.WARNING, "refused handshake: %r %r from %r: %s",
-            environ.get("REQUEST_METHOD"), environ.get("PATH_INFO"), environ.get("REMOTE_ADDR"), error)
+        tell_refusal(environ, error)
         return Response.from_app(error, environ)
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
@@ -159,7 +168,7 @@ class _Switch:
         self._refuse = refuse
 
     def __call__(self, environ: dict[str, Any]) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
-        """Detach the socket and send our 101 over it; return the one for the server's dummy.
+        """Detach the socket; return a 101 for the server's dummy, whose end sends ours.
 
         In the form of Werkzeug's ``Response.get_wsgi_response``.
         """
@@ -177,10 +186,17 @@ class _Switch:
         except BaseException:
             link.abandon()
             raise
-        link.open(transport, data, detached.unread)
+
+        def end() -> None:
+            try:
+                response.close()
+            finally:
+                detached.release()
+                link.open(transport, data, detached.unread)
+
         # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no Content-Type.
         ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
-        return ClosingIterator([b""], [detached.release, response.close]), "101 Switching Protocols", ignored
+        return _Body(end), "101 Switching Protocols", ignored
 
     @staticmethod
     def _detach(environ: dict[str, Any], link: Link) -> Detached:
@@ -195,6 +211,31 @@ class _Switch:
         except BaseException:
             link.abandon()
             raise
+
+
+class _Body:
+    """What the server iterates over as the body of its 101, and closes at the end of the request.
+
+    Where an exception, such as one of a teardown function, keeps the server from getting it, nobody closes it, and it
+    ends with its last reference.
+
+    Args:
+        end: called once.
+    """
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end: Callable[[], None] | None = end
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((b"",))
+
+    def close(self) -> None:
+        """Note that the request is over."""
+        end, self._end = self._end, None
+        if end is not None:
+            end()
+
+    __del__ = close
 
 
 def _snapshot(request: Request) -> Request:
