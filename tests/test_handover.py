@@ -56,7 +56,8 @@ def open_link() -> Iterator[OpenLink]:
         ours, peer = socket.socketpair()
         sockets.extend((ours, peer))
         peer.settimeout(TIMEOUT)
-        link = Link(Request(EnvironBuilder("/ws").get_environ()), Options(max_control_rate=None), housekeeper, Registry())
+        options = Options(max_control_rate=None)
+        link = Link(Request(EnvironBuilder("/ws").get_environ()), options, housekeeper, Registry())
         link.open(Transport(ours), b"", unread)
         assert link.wait_opened()
         return link, peer
