@@ -518,6 +518,26 @@ def test_blocked_send_and_the_end_of_the_peer(connect: Connect, end: Callable[[P
     assert errors[0].code == conn.close_code == (1000 if end is close_and_fin else 1006)
 
 
+def test_pings_to_a_blocked_sender(connect: Connect) -> None:
+    """The Pong stands in line behind what the peer has not read."""
+    released = threading.Event()
+
+    def handler(conn: Connection) -> None:
+        conn.send(b"x" * LARGE)
+        released.wait(60)
+
+    conn, peer = run_handler(connect, handler, ping_interval=None)
+    wait_until(lambda: conn.queued_bytes)
+    for payload in (b"1", b"2"):
+        peer.send(Opcode.PING, payload)
+    receiver = link_of(conn).receiver
+    wait_until(lambda: receiver.bytes_received == 2 * len(client_frame(Opcode.PING, b"1")), PROMPT)
+    assert len(read_bytes(peer, LARGE_FRAME)) == LARGE_FRAME
+    peer.socket.settimeout(PROMPT)
+    assert peer.read() == (Opcode.PONG, b"2")  # More than the one to the last is not called for.
+    released.set()
+
+
 # What one busy connection does to the others
 
 

@@ -124,10 +124,10 @@ class Sender(Writer):
             self.write_unattended(data)
 
     def pong(self, payload: bytes) -> None:
-        """Answer a Ping. A peer that takes nothing gets no more answers: RFC 6455 5.5.3 lets us skip Pings."""
+        """Answer a Ping."""
         with self.send_lock:
-            if self.ending.state is _OPEN and self.outbox.size < self._options.max_outbox_size:
-                self.write_unattended(self.protocol.send_pong(payload))
+            if self.ending.state is _OPEN:
+                self.write_pong(self.protocol.send_pong(payload))
 
     def note_pong(self, payload: bytes) -> None:
         """Note a Pong of the peer."""

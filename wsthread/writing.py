@@ -52,7 +52,7 @@ class Writer(SendState):
     __slots__ = (
         "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "_options",
         "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
-        "_is_slow",
+        "_is_slow", "_late_pong",
     )
 
     def __init__(
@@ -79,6 +79,7 @@ class Writer(SendState):
         self._held: list[bytes] = []
         self._is_flushed_soon = False  # Whether the housekeeper was told of them.
         self._is_slow = False  # Whether the outbox has overflown since it was empty.
+        self._late_pong = b""  # What to send when the outbox is empty.
 
     # Without the send lock
 
@@ -137,6 +138,16 @@ class Writer(SendState):
                 self.watch()
         except ConnectionClosed:
             pass
+
+    def write_pong(self, data: bytes) -> None:
+        """Send a Pong. A peer that takes nothing gets only the one to its last Ping, when it has taken what waits.
+
+        RFC 6455 5.5.3 allows that.
+        """
+        if self.outbox.size < self._options.max_outbox_size:
+            self.write_unattended(data)
+        else:
+            self._late_pong = data
 
     def hold(self, data: bytes) -> None:
         """Keep a reply until those to the messages that came with its own leave as well.
@@ -233,6 +244,9 @@ class Writer(SendState):
             self._is_slow = False
             self.update_clear()
             self._unwatch()
+            if self._late_pong and self.ending.state is _OPEN:
+                data, self._late_pong = self._late_pong, b""
+                self.write_unattended(data)
         self._wake()
 
     def takes_more(self) -> bool:
