@@ -549,6 +549,40 @@ def pong_time(peer: Peer) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.parametrize(("begin", "flood"), [
+    (b"", client_frame(Opcode.PING)),
+    (b"", client_frame(Opcode.PONG)),
+    (client_frame(Opcode.TEXT, fin=False), client_frame(Opcode.CONTINUATION, fin=False)),
+], ids=["Pings", "Pongs", "fragments"])
+def test_visit_is_short_whatever_the_peer_sends(connect: Connect, begin: bytes, flood: bytes) -> None:
+    conn, peer, released, received = work_then_receive(connect, ping_interval=None)
+    receiver = link_of(conn).receiver
+    with receiver.lock:  # So that nobody reads yet.
+        peer.socket.setblocking(False)
+        peer.socket.send(begin + flood * 100_000)
+        peer.socket.setblocking(True)
+    begun = time.thread_time()
+    receiver.attend()
+    assert time.thread_time() - begun < 0.1
+    released.set()
+    peer.socket.shutdown(1)
+    while peer.socket.recv(1 << 20):
+        pass
+    wait_until(lambda: received == [1006])  # The rest was read.
+
+
+def test_flood_is_answered_in_full(connect: Connect) -> None:
+    """What one visit leaves, the next ones take; and at last the handler, when it asks for messages."""
+    conn, peer, released, received = work_then_receive(connect, ping_interval=None)
+    peer.socket.sendall(client_frame(Opcode.PING) * 10_000 + client_frame(Opcode.TEXT, b"end"))
+    for _ in range(5_000):
+        assert peer.read() == (Opcode.PONG, b"")
+    released.set()
+    for _ in range(5_000):
+        assert peer.read() == (Opcode.PONG, b"")
+    wait_until(lambda: received == ["end"])
+
+
 # For the operator
 
 

@@ -17,6 +17,9 @@ their Pongs, a Close gets its answer, and EOF and resets are seen. Messages go i
 full, nothing is read any more, and whatever comes next waits in the kernel until the application asks for messages
 again.
 
+A visit is short, whatever the peer sends: a flood of Pings or of empty fragments waits for the next visits, and keeps
+no other connection from being attended.
+
 Messages that came before the peer ended the connection are still handed over. After our own Close none is.
 
 Lock order: the receive lock comes before the send lock.
@@ -25,6 +28,7 @@ Lock order: the receive lock comes before the send lock.
 from __future__ import annotations
 
 import threading
+from time import thread_time
 
 from werkzeug.wrappers import Request
 
@@ -44,7 +48,7 @@ from .wire.protocol import Close
 # Looking a member up in its enum costs as much as a function call.
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 _EOF = "the TCP connection was closed without a Close frame"
-_READS = 16  # Of one visit of the attendant, who has others to look after.
+_VISIT = 0.01  # Seconds of its own work that the attendant has for one visit: it has others to look after.
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
 
@@ -174,18 +178,16 @@ class Receiver:
     def _attend(self, transport: Transport) -> None:
         ending = self._sender.ending
         self._sender.is_corked = False  # Replies do not wait for those to messages in the inbox.
-        reads = 0
+        until = thread_time() + _VISIT
         while ending.state is _OPEN:
-            if self._is_full():
+            if self._is_full() or thread_time() >= until:
                 return
             if self._has_input:
                 event = self._next_event()
                 if event is not None:
                     self._put_into_inbox(event)
-            elif reads == _READS or self._read_now(transport) is None:
+            elif self._read_now(transport) is None:
                 return
-            else:
-                reads += 1
         if self._is_ended(transport):
             self._close(transport)
 
@@ -231,13 +233,14 @@ class Receiver:
 
     def _is_ended(self, transport: Transport) -> bool:
         """Go towards the end without waiting; tell whether nothing is left to send and nothing to read that counts."""
-        for _ in range(_READS):
-            if self._is_over(transport):
-                return True
+        until = thread_time() + _VISIT
+        while not self._is_over(transport):
             went_on = self._read_now(transport)
             if not went_on:
                 return went_on is False
-        return False
+            if thread_time() >= until:
+                return False
+        return True
 
     def _is_over(self, transport: Transport) -> bool:
         sender, protocol = self._sender, self._protocol
