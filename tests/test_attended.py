@@ -583,6 +583,29 @@ def test_flood_is_answered_in_full(connect: Connect) -> None:
     wait_until(lambda: received == ["end"])
 
 
+class Raising(logging.Handler):
+    """A broken handler of log lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise LookupError("a bug in a log handler")
+
+
+def test_log_handler_that_raises_does_not_keep_others_from_being_attended(connect: Connect) -> None:
+    released, handler = threading.Event(), Raising()
+    manager = SimpleManager(lambda conn: released.wait(60))
+    opened = [connect(manager) for _ in range(3)]
+    logger = logging.getLogger("wsthread")
+    logger.addHandler(handler)
+    try:
+        opened[0][1].socket.sendall(b"\xff" * 8)
+        assert opened[0][1].read_close() == 1002
+        for _, peer in opened[1:]:
+            assert pong_time(peer) < PROMPT
+    finally:
+        logger.removeHandler(handler)
+        released.set()
+
+
 # For the operator
 
 

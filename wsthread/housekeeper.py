@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import clock
 from .logs import logger
@@ -87,7 +87,7 @@ class Housekeeper:
         next_check = clock.now() + self._tick
         while True:
             for key, _ in self._selector.select(max(0.0, next_check - clock.now())):
-                _survive(key.data)
+                survive(key.data)
             now = clock.now()
             if now >= next_check:
                 self._check_all(now)
@@ -99,17 +99,21 @@ class Housekeeper:
         with self._lock:
             soon, self._soon = self._soon, []
         for flush in soon:
-            _survive(flush)
+            survive(flush)
 
     def _check_all(self, now: float) -> None:
         with self._lock:
             checked = list(self._checked)
         for one in checked:
-            _survive(one.check, now)
+            survive(one.check, now)
 
 
-def _survive(function: Callable[..., None], *args: float) -> None:
+def survive(function: Callable[..., None], *args: Any) -> None:
+    """Call a function of one of many, so that whatever it raises does not keep the others from their turn."""
     try:
         function(*args)
     except Exception:  # The thread has to live on; the bug has to be seen.
-        logger.exception("error in the housekeeper's thread")
+        try:
+            logger.exception("error in the housekeeper's thread")
+        except Exception:
+            pass  # It is the handler of log lines that raises.

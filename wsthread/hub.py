@@ -22,6 +22,7 @@ from . import clock, lifecycle, servers, speedups, thread
 from .addressing import Addressees, choose
 from .connection import Connection, let_in, link_of, senders_of
 from .exceptions import ConnectionClosed, HandshakeError
+from .housekeeper import survive
 from .link import Link, Scope
 from .logs import logger
 from .options import Options
@@ -269,10 +270,13 @@ class Hub:
             self.begin_shutdown()
         self._shutdown.go_on(now)
         for conn in self.alive():
-            link = link_of(conn)
-            link.check(now)
-            if link.is_over:
-                self._note_lingering(conn, now)
+            survive(self._check, conn, now)
+
+    def _check(self, conn: Connection, now: float) -> None:
+        link = link_of(conn)
+        link.check(now)
+        if link.is_over:
+            self._note_lingering(conn, now)
 
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""

@@ -276,15 +276,15 @@ class Receiver:
         self._allowance = min(max(rate, 1.0), self._allowance + (now - self._allowance_since) * rate)
         self._allowance_since = now
         if self._allowance < 1.0:
-            logger.warning("%s: closed, it sends more than %g messages per second", name_of(self._request), rate)
             self._sender.close(Close(CloseCode.POLICY_VIOLATION, f"more than {rate:g} messages per second"))
+            logger.warning("%s: closed, it sends more than %g messages per second", name_of(self._request), rate)
             return False
         self._allowance -= 1.0
         return True
 
     def _answer_violation(self, error: ProtocolError) -> None:
-        logger.warning("%s: the peer broke the protocol: %s", name_of(self._request), error)
         self._sender.answer_violation(error)
+        logger.warning("%s: the peer broke the protocol: %s", name_of(self._request), error)
 
     def _read(self, deadline: float | None) -> None:
         """Wait for bytes and give them to the protocol."""
