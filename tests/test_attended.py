@@ -634,6 +634,26 @@ def test_lingering_handler_is_logged_once_with_its_stack(connect: Connect, caplo
     assert manager.stats()["lingering"] == 0
 
 
+def test_many_lingering_handlers_are_logged_one_after_the_other(
+    connect: Connect, caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The stack of each takes a while, in which nobody else is attended."""
+    released = threading.Event()
+    manager = SimpleManager(lambda conn: released.wait(60), ping_interval=None)
+    opened = [connect(manager) for _ in range(25)]
+    for _, peer in opened:
+        peer.reset()
+    wait_until(lambda: manager.stats()["lingering"] == 25, PROMPT)
+    hub_of(manager).check(clock.now())
+    caplog.clear()
+    hub_of(manager).check(clock.now() + 20)
+    assert 10 <= caplog.text.count("goes on") < 25  # The housekeeper's own check may come in between.
+    for _ in range(4):
+        hub_of(manager).check(clock.now() + 20)
+    assert caplog.text.count("goes on") == 25
+    released.set()
+
+
 def is_full(manager: Manager) -> bool:
     """Tell whether a manager refuses another connection."""
     try:

@@ -36,6 +36,7 @@ from .wire.messages import PreparedMessage
 from .wire.protocol import Close
 
 _LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
+_TOLD = 10  # Of how many of them in one check: each costs a millisecond, and other connections wait.
 
 
 class Broadcast(NamedTuple):
@@ -98,11 +99,12 @@ class Hub:
         self.registry: Registry[Connection] = Registry()
         self.counters = Counters()
         self._shutdown = Shutdown()
-        self._lock = threading.Lock()  # Guards changes of the next three.
+        self._lock = threading.Lock()  # Guards changes of the next four.
         self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
         # Those whose handlers go on, with the time from which on that deserves a line in the log.
         self._lingering: dict[Connection, float] = {}
+        self._to_tell = _TOLD  # Of how many more of these in this check.
 
     # One connection
 
@@ -269,6 +271,7 @@ class Hub:
         if self._shutdown.close is None and servers.is_stopping():
             self.begin_shutdown()
         self._shutdown.go_on(now)
+        self._to_tell = _TOLD
         for conn in self.alive():
             survive(self._check, conn, now)
 
@@ -281,11 +284,12 @@ class Hub:
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""
         with self._lock:
-            if conn not in self._alive.values():
+            if self._alive.get(link_of(conn).sender.thread_id) is not conn:
                 return  # It has just departed.
             told_at = self._lingering.setdefault(conn, now + _LINGERING)
-            if now < told_at:
+            if now < told_at or self._to_tell == 0:
                 return
+            self._to_tell -= 1
             self._lingering[conn] = math.inf
         logger.warning(
             "%s: its handler goes on, %g s after the connection has ended; it holds a thread, and counts in "
