@@ -24,6 +24,7 @@ BUILD = ROOT / "build" / "matrix"
 TESTS = [
     "tests/test_servers.py", "tests/test_flask.py", "tests/test_interop.py", "tests/test_deploy.py",
     "tests/test_flask_extension.py", "tests/test_flask_apps.py", "tests/test_testing.py",
+    "tests/test_attended_servers.py",
 ]
 TOOLS = [
     "Flask-Login>=0.6.3", "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8",
@@ -109,10 +110,10 @@ def run(row: Row, options: list[str]) -> tuple[bool, list[str]]:
     report.unlink(missing_ok=True)
     begun = time.monotonic()
     with output.open("w") as log:
-        # The clients are the same in every row, so one of them in Node.js would tell nothing new.
+        # The clients are the same in every row, so those in Node.js and in Chromium would tell nothing new.
         done = subprocess.run(
             [python, "-m", "pytest", "-q", *TESTS, f"--junitxml={report}",
-             "-k", " and ".join(f"not {name}" for name in ["test_node", *cannot]), *options],
+             "-k", " and ".join(f"not {name}" for name in ["test_node", "test_chromium", *cannot]), *options],
             cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=ROW_TIMEOUT)
     seconds = time.monotonic() - begun
     if done.returncode:
