@@ -21,9 +21,7 @@ from werkzeug.test import EnvironBuilder
 from werkzeug.wrappers import Request
 from wire import client_frame
 
-from wsthread import (
-    CloseCode, Connection, ConnectionClosed, ListenableManager, Manager, Opcode, SimpleManager, State, clock,
-)
+from wsthread import CloseCode, Connection, ConnectionClosed, ListenableManager, Manager, Opcode, SimpleManager, clock
 from wsthread.connection import link_of
 from wsthread.exceptions import HandshakeError
 from wsthread.manager import hub_of
@@ -114,8 +112,13 @@ class Noting(SimpleManager):
     """A SimpleManager that tells of ends as the other manager does."""
 
     def __init__(self, desk: Desk, how: Callable[[Desk, Connection], None], **options: Any) -> None:
-        super().__init__(lambda conn: (conn.receive(), desk.work(conn, how)), **options)
+        super().__init__(self._handle, **options)
         self._desk = desk
+        self._how = how
+
+    def _handle(self, conn: Connection) -> None:
+        conn.receive()
+        self._desk.work(conn, self._how)
 
     def report_close(self, conn: Connection) -> None:
         self._desk.note_close(conn)
@@ -321,7 +324,8 @@ def test_keepalive_and_latency(connect: Connect) -> None:
 
 def work_then_receive(connect: Connect, **options: Any) -> tuple[Connection, Peer, threading.Event, list[Any]]:
     """Open a connection whose handler works until it is released, and receives then."""
-    released, received = threading.Event(), []
+    released = threading.Event()
+    received: list[Any] = []
 
     def handler(conn: Connection) -> None:
         released.wait(60)
@@ -361,7 +365,8 @@ def test_messages_that_a_reset_has_not_destroyed(connect: Connect) -> None:
 
 
 def test_callbacks_get_the_messages_before_the_end(connect: Connect) -> None:
-    desk, seen = Desk(), []
+    desk = Desk()
+    seen: list[Any] = []
     manager = ListenableManager(on_close=lambda conn: seen.append(conn.close_code))
 
     @manager.on_message
@@ -383,7 +388,8 @@ def test_callbacks_get_the_messages_before_the_end(connect: Connect) -> None:
 
 @pytest.mark.parametrize("how", ["handler", "elsewhere", "terminated"])
 def test_after_our_own_close_no_message_is_delivered(connect: Connect, how: str) -> None:
-    closing, received = threading.Event(), []
+    closing = threading.Event()
+    received: list[Any] = []
 
     def handler(conn: Connection) -> None:
         closing.wait(60)
@@ -417,7 +423,8 @@ def test_own_close_is_completed_while_the_handler_works_on(connect: Connect) -> 
     peer.close_frame(4002)
     peer.socket.settimeout(PROMPT)
     assert peer.at_eof()
-    assert (conn.state, conn.close_code) == (State.CLOSED, 4002)
+    wait_until(lambda: conn.closed, PROMPT)
+    assert conn.close_code == 4002
     released.set()
 
 
@@ -620,12 +627,12 @@ def test_lingering_handler_is_logged_once_with_its_stack(connect: Connect, caplo
     peer.close_frame()
     wait_until(lambda: conn.closed, PROMPT)
     advance(9)
-    assert "goes on" not in caplog.text
+    assert "linger_on_purpose" not in caplog.text
     advance(2)
     advance(60)
-    told = [record.getMessage() for record in caplog.records if "goes on" in record.getMessage()]
+    told = [line for line in (record.getMessage() for record in caplog.records) if "linger_on_purpose" in line]
     assert len(told) == 1
-    assert "linger_on_purpose" in told[0]
+    assert "its handler goes on, 10 s after the connection has ended" in told[0]
     assert manager.stats()["lingering"] == 1
     assert [line for line in manager.dump().splitlines() if "lingering" in line and conn.id in line]
     other.close_frame()
