@@ -26,6 +26,7 @@ from .client_address import client_of, may_be_proxy
 from .connection import Connection, let_in, link_of, senders_of
 from .deadlines import Deadlines
 from .exceptions import ConnectionClosed, HandshakeError
+from .housekeeper import survive
 from .link import Link, Scope
 from .locks import taking
 from .logs import tell, tell_aside
@@ -42,6 +43,7 @@ from .wire.protocol import Close
 
 _SECOND = 1.0
 _LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
+_TOLD = 10  # Of how many of them in one check: each costs a millisecond, and other connections wait.
 
 
 class Broadcast(NamedTuple):
@@ -113,7 +115,8 @@ class Hub:
         self.registry: Registry[Connection] = Registry()
         self.counters = Counters()
         self._shutdown = Shutdown()
-        self._renewed_at = clock.now()  # The housekeeper's.
+        self._renewed_at = clock.now()  # The housekeeper's, as the next one.
+        self._to_tell = _TOLD  # Of how many more lingering ones in this check.
         self._lock = threading.Lock()  # Guards changes of the next four.
         self._alive: dict[int, _Alive] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
@@ -331,18 +334,21 @@ class Hub:
         self._shutdown.go_on(now)
         with taking(self._lock):
             alive = list(self._alive.values())
+        self._to_tell = _TOLD
         # Most wait for a message and have nothing due. With thousands of them each object that is touched costs.
         for one in alive:
             receiver = one.receiver
             if receiver.waiting_since is None or receiver.begun_at is not None or one.deadlines.due <= now:
-                conn = one.conn
-                link = link_of(conn)
-                link.check(now)
-                if link.is_over:
-                    self._note_lingering(conn, now)
+                survive(self._check, one.conn, now)
         if now >= self._renewed_at + _SECOND:
             self._renewed_at = now
             self._cut_greedy({one.conn: link_of(one.conn).renew() for one in alive})
+
+    def _check(self, conn: Connection, now: float) -> None:
+        link = link_of(conn)
+        link.check(now)
+        if link.is_over:
+            self._note_lingering(conn, now)
 
     def _cut_greedy(self, held: dict[Connection, int]) -> None:
         """Terminate the connections for which most is held, until the rest is within ``max_held_size``."""
@@ -366,8 +372,9 @@ class Hub:
             if alive is None or alive.conn is not conn:
                 return  # It has just departed.
             told_at = self._lingering.setdefault(conn, now + _LINGERING)
-            if now < told_at:
+            if now < told_at or self._to_tell == 0:
                 return
+            self._to_tell -= 1
             self._lingering[conn] = math.inf
         tell_aside(
             logging.WARNING, "%s: its handler goes on, %g s after the connection has ended; it holds a thread and "

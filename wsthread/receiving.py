@@ -17,6 +17,9 @@ their Pongs, a Close gets its answer, and EOF and resets are seen. Messages go i
 full, nothing is read any more, and whatever comes next waits in the kernel until the application asks for messages
 again.
 
+A visit is short, whatever the peer sends: a flood of Pings or of empty fragments waits for the next visits, and keeps
+no other connection from being attended.
+
 Messages that came before the peer ended the connection are still handed over. After our own Close none is.
 
 Lock order: the receive lock comes before the send lock.
