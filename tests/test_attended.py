@@ -728,3 +728,59 @@ def test_shutdown_closes_the_peers_of_absent_handlers(connect: Connect) -> None:
             case.peer.close_frame(CloseCode.GOING_AWAY)
         assert untimely(opened, lambda case: case.conn.closed) == []
         assert not case.manager.shutdown(timeout=0)  # Nobody can wake such a handler.
+
+
+@pytest.mark.parametrize("leave", ["close", "eof", "reset"])
+def test_peer_that_leaves_a_full_inbox(connect: Connect, leave: str) -> None:
+    """What it said last lies behind messages that nobody asks for, but that it has left is known."""
+    recorder: list[int | None] = []
+    ended = threading.Event()
+
+    def poll(conn: Connection) -> None:
+        conn.join("all")
+        while conn.connected:
+            ended.wait(0.01)
+        ended.set()
+
+    manager = SimpleManager(poll, max_inbox_size=1000, ping_interval=None)
+    conn, peer = connect(manager)
+    wait_until(lambda: manager.connections)
+    for _ in range(50):
+        peer.send(Opcode.BINARY, bytes(200))
+    wait_until(lambda: link_of(conn).receiver.inbox_size >= 1000, PROMPT)
+    if leave == "close":
+        peer.close_frame(4321)
+        peer.socket.shutdown(1)
+    elif leave == "eof":
+        peer.socket.close()
+    else:
+        peer.reset()
+    assert ended.wait(1.5)
+    wait_until(lambda: conn.closed)
+    recorder.append(conn.close_code)
+    assert recorder == [4321 if leave == "close" else 1006]
+
+
+def test_messages_of_a_peer_that_has_left_a_full_inbox(connect: Connect) -> None:
+    received: list[object] = []
+    released = threading.Event()
+
+    def collect(conn: Connection) -> None:
+        conn.join("all")
+        released.wait(TIMEOUT)
+        received.append(conn.connected)
+        received.extend(conn)
+        received.append(conn.close_code)
+
+    manager = SimpleManager(collect, max_inbox_size=1000, ping_interval=None)
+    conn, peer = connect(manager)
+    wait_until(lambda: manager.connections)
+    for number in range(50):
+        peer.send(Opcode.TEXT, str(number).encode())
+    wait_until(lambda: link_of(conn).receiver.inbox_size >= 1000, PROMPT)
+    peer.close_frame(4321)
+    peer.socket.shutdown(1)
+    wait_until(lambda: not conn.connected, PROMPT)
+    released.set()
+    wait_until(lambda: len(received) == 52)
+    assert received == [False, *map(str, range(50)), 4321]

@@ -15,7 +15,7 @@ The *attendant* is the housekeeper's thread. It comes about each quarter of a se
 thread is not in ``receive()`` (:meth:`Receiver.attend`). So while the application works, or sleeps, or waits, Pings get
 their Pongs, a Close gets its answer, and EOF and resets are seen. Messages go into the inbox meanwhile; when it is
 full, nothing is read any more, and whatever comes next waits in the kernel until the application asks for messages
-again.
+again; only that the peer has left is noticed.
 
 A visit is short, whatever the peer sends: a flood of Pings or of empty fragments waits for the next visits, and keeps
 no other connection from being attended.
@@ -71,13 +71,16 @@ class Receiver:
         waiting_since: since when the application waits for a message; None while it works. Its own thread writes it.
         messages_received: how many the application got so far.
         bytes_received: how many so far.
+        has_peer_left: whether the peer is known to have left although not all that it sent was read, because the inbox
+            is full.
         begun_at: since when a message is under way that is not complete; None when there is none.
     """
 
     __slots__ = (
         "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender",
         "_protocol",
-        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "_allowance", "_allowance_since",
+        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at",
+        "has_peer_left", "_allowance", "_allowance_since",
         "_frames_counted", "_is_unwanted", "_late",
     )
 
@@ -88,6 +91,7 @@ class Receiver:
         self.messages_received = 0
         self.bytes_received = 0
         self.begun_at: float | None = None
+        self.has_peer_left = False
         self._request = request
         self._options = options
         self._sender = sender
@@ -209,6 +213,7 @@ class Receiver:
         until = clock.now() + _VISIT
         while ending.state is _OPEN:
             if self._is_full():
+                self.has_peer_left = transport.is_hung_up()
                 return
             if self._has_input:
                 event = self._next_event()
