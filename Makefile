@@ -4,7 +4,7 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help run run-django test integration matrix style types cover fuzz conformance bench bench-connections bench-slow docs-options clean
+.PHONY: help run run-django test integration matrix style types cover fuzz conformance bench bench-connections bench-slow bench-sleepers docs-options clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT)"
@@ -18,6 +18,7 @@ help:
 	@echo "make conformance  run the Autobahn test suite; it needs Python 2.7; CASES='1.* 7.*' for some of it"
 	@echo "make bench        compare with other servers, half an hour; ARGS='--rounds 1 --seconds 0.5', ARGS=--help"
 	@echo "make bench-connections bench-slow   hold 10,000 connections; broadcast while somebody does not read"
+	@echo "make bench-sleepers   ping 2,000 connections whose handlers sleep, and close half of them"
 	@echo "make docs-options write docs/options.rst from the definitions of the options"
 	@echo "make clean        remove what the others made"
 
@@ -63,6 +64,7 @@ cover: .venv/.test
 fuzz: .venv/.fuzz
 	$(BIN)/python tests/fuzz/fuzz_handshake.py -runs=$(or $(RUNS),50000)
 	$(BIN)/python tests/fuzz/fuzz_parser.py -runs=$(or $(RUNS),200000)
+	$(BIN)/python tests/fuzz/fuzz_handover.py -runs=$(or $(RUNS),100000)
 
 .venv/.fuzz: setup.cfg pyproject.toml | .venv/bin/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fuzz]" || { \
@@ -81,7 +83,7 @@ BENCH := build/bench/venv
 bench: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/compare.py $(ARGS)
 
-bench-connections bench-slow: bench-%: $(BENCH)/.bench
+bench-connections bench-slow bench-sleepers: bench-%: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/$*.py $(ARGS)
 
 $(BENCH)/.bench: $(BUILT_FROM)

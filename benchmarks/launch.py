@@ -73,6 +73,7 @@ class Contestant:
         env: more environment variables.
         threads: for each connection.
         descriptors: for each connection.
+        paths: where handshakes have to succeed before anything is measured.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Contestant:
     env: dict[str, str] = field(default_factory=dict)
     threads: int = 1
     descriptors: int = 1
+    paths: tuple[str, ...] = ("/echo", "/fanout")
 
 
 def _script(name: str) -> list[str]:
@@ -139,7 +141,7 @@ class Server:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         self.pids = [self.process.pid]
         try:
-            self._wait_ready()
+            self._wait_ready(contestant.paths)
         except BaseException:
             self.stop()
             raise
@@ -151,12 +153,12 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def _wait_ready(self) -> None:
+    def _wait_ready(self, paths: tuple[str, ...]) -> None:
         """Wait until a handshake succeeds, which also brings up what starts with the first connection."""
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                for path in ("/echo", "/fanout"):
+                for path in paths:
                     self._shake_hands(path)
                 break
             except OSError as error:

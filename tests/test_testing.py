@@ -244,6 +244,254 @@ def test_time_does_not_go_back() -> None:
         advance(-1)
 
 
+# While the application works
+
+
+class Busy:
+    """A handler that works until the test releases it, or the connection has ended if it looks.
+
+    Attributes:
+        conn: its connection, as soon as it works.
+        codes: of what on_close was called with, and of the error that a late send raised.
+    """
+
+    def __init__(self, *, looks: bool = False) -> None:
+        self.begun = threading.Event()
+        self.released = threading.Event()
+        self.codes: list[tuple[str, int | None]] = []
+        self.conn: Connection | None = None
+        self.manager = ListenableManager(on_message=self._work, on_close=self._note)
+        self._looks = looks
+
+    def connect(self) -> WebSocket:
+        ws = connect(Upgrader(self.manager))
+        ws.send("go")
+        assert self.begun.wait(5)
+        return ws
+
+    def _work(self, conn: Connection, opcode: int, payload: str) -> None:
+        self.conn = conn
+        self.begun.set()
+        while not self.released.wait(0.01):
+            if self._looks and not conn.connected:
+                break
+        try:
+            conn.send("too late")
+        except ConnectionClosed as error:
+            self.codes.append(("send", error.code))
+
+    def _note(self, conn: Connection) -> None:
+        self.codes.append(("on_close", conn.close_code))
+
+
+ENDS: list[tuple[Callable[[WebSocket], None], int]] = [
+    (lambda ws: ws.close(), 1000), (lambda ws: ws.close(4001, "enough"), 4001), (lambda ws: ws.terminate(), 1006)]
+
+
+@pytest.mark.parametrize(("end", "code"), ENDS, ids=["1000", "4001", "1006"])
+def test_end_while_a_handler_works_that_looks(end: Callable[[WebSocket], None], code: int) -> None:
+    busy = Busy(looks=True)
+    end(busy.connect())
+    assert busy.codes == [("send", code), ("on_close", code)]
+
+
+@pytest.mark.parametrize(("end", "code"), [
+    (lambda ws: ws.close(timeout=0.5), 1000), (lambda ws: ws.terminate(timeout=0.5), 1006)], ids=["1000", "1006"])
+def test_end_while_a_handler_works_that_does_not_look(end: Callable[[WebSocket], None], code: int) -> None:
+    """The test is told that it goes on, and its connection is over all the same."""
+    busy = Busy()
+    ws = busy.connect()
+    with pytest.raises(TimeoutError, match="not done"):
+        end(ws)
+    assert busy.conn is not None
+    assert (busy.conn.closed, busy.conn.close_code, ws.close_code) == (True, code, code)
+    assert busy.codes == []
+    busy.released.set()
+    ws.terminate(timeout=5)
+    assert busy.codes == [("send", code), ("on_close", code)]
+
+
+def test_vanishing_while_a_handler_works() -> None:
+    """A test that does nothing is a peer that has vanished: the handler learns of it, and on_close is called."""
+    busy = Busy(looks=True)
+    ws = busy.connect()
+    assert busy.conn is not None
+    advance(45)
+    assert not busy.conn.connected
+    assert (busy.conn.close_code, busy.conn.close_reason) == (1006, "no pong within 20 s")
+    with pytest.raises(ConnectionClosed):
+        ws.receive()
+    ws.terminate()
+    assert busy.codes == [("send", 1006), ("on_close", 1006)]
+
+
+def test_pings_while_a_handler_works() -> None:
+    """Both ways: those of the test get their Pongs, and those that advance() makes due count."""
+    busy = Busy()
+    ws = busy.connect()
+    assert busy.conn is not None
+    for count in range(1, 4):
+        advance(20)
+        ws.ping()
+        assert ws.pings == count
+        advance(0.25)  # So that the Pong of the test is read.
+        assert busy.conn.latency is not None
+        assert busy.conn.connected
+    with pytest.raises(TimeoutError):
+        ws.wait_handled(timeout=0.3)
+    busy.released.set()
+    ws.wait_handled()
+    assert ws.receive() == "too late"
+    ws.close()
+    assert busy.codes == [("on_close", 1000)]
+
+
+@pytest.mark.parametrize("seconds", [0.25, 9.9, 100])
+def test_time_for_busy_handlers(seconds: float) -> None:
+    """advance() attends them: what was sent before is answered when it returns."""
+    busy = Busy()
+    ws = busy.connect()
+    assert busy.conn is not None
+    busy.conn.close(4000)
+    with pytest.raises(ConnectionClosed):
+        ws.receive()
+    advance(seconds)
+    assert (busy.conn.closed, busy.conn.close_code) == (True, 4000)
+    busy.released.set()
+    ws.close()
+    assert busy.codes == [("send", 4000), ("on_close", 4000)]
+
+
+def test_waiting_for_several_messages_that_wait(websocket: Open) -> None:
+    """wait_handled() counts those in the inbox."""
+    handled: list[str] = []
+    go_on = threading.Event()
+
+    def handle(conn: Connection, opcode: int, payload: str) -> None:
+        go_on.wait(5)
+        handled.append(payload)
+
+    ws = websocket(Upgrader(ListenableManager(on_message=handle)))
+    for number in range(20):
+        ws.send(str(number))
+    ws.ping()  # It is answered, so the messages are in the inbox but for the first.
+    assert handled == []
+    threading.Timer(0.05, go_on.set).start()
+    ws.wait_handled()
+    assert handled == [str(number) for number in range(20)]
+
+
+# Errors of the application
+
+
+class Bug(Exception):
+    """What a test looks for."""
+
+
+def fail(*args: Any) -> None:
+    raise Bug("in a callback")
+
+
+APPS: dict[str, Callable[[], Upgrader]] = {
+    "on_connect": lambda: Upgrader(ListenableManager(on_connect=fail)),
+    "on_message": lambda: Upgrader(ListenableManager(on_message=fail)),
+    "handler": lambda: served(lambda conn: fail(conn.receive())),
+}
+in_all_styles = pytest.mark.parametrize("style", APPS)
+
+
+@in_all_styles
+def test_error_is_the_cause_of_what_the_next_call_raises(style: str) -> None:
+    with connect(APPS[style]()) as ws:
+        if style != "on_connect":
+            ws.send("go")
+        with pytest.raises(ConnectionClosed) as caught:
+            ws.receive()
+        assert caught.value.code == CloseCode.INTERNAL_ERROR
+        assert isinstance(caught.value.__cause__, Bug)
+    # Nothing is raised at the end: the test has seen it.
+
+
+@in_all_styles
+def test_error_that_the_test_has_not_seen_is_raised_by_close(style: str) -> None:
+    ws = connect(APPS[style]())
+    with pytest.raises((Bug, ConnectionClosed)) as caught:  # The latter when send() sees it first.
+        if style != "on_connect":
+            ws.send("go")
+        ws.close()
+    assert isinstance(caught.value, Bug) or isinstance(caught.value.__cause__, Bug)
+    ws.close()  # Only once.
+
+
+@in_all_styles
+def test_error_that_the_test_has_not_seen_is_raised_by_with(style: str) -> None:
+    with pytest.raises((Bug, ConnectionClosed)) as caught:
+        with connect(APPS[style]()) as ws:
+            if style != "on_connect":
+                ws.send("go")
+    assert isinstance(caught.value, Bug) or isinstance(caught.value.__cause__, Bug)
+
+
+@in_all_styles
+def test_error_is_not_raised_if_the_test_asks_for_the_code(style: str) -> None:
+    with connect(APPS[style]()) as ws:
+        if style != "on_connect":
+            ws.send("go")
+        assert list(ws) == []
+        assert ws.close_code == CloseCode.INTERNAL_ERROR
+
+
+def test_error_after_a_loop_over_messages_is_raised() -> None:
+    """The loop ends as after any Close, so it tells the test nothing."""
+    with pytest.raises(Bug):
+        with connect(APPS["on_message"]()) as ws:
+            ws.send("go")
+            assert list(ws) == []
+
+
+def test_error_in_on_close_is_raised() -> None:
+    with pytest.raises(Bug):
+        with connect(Upgrader(ListenableManager(on_close=fail))):
+            pass
+
+
+def test_error_of_wait_handled() -> None:
+    ws = connect(APPS["on_message"]())
+    ws.send("go")
+    with pytest.raises(ConnectionClosed) as caught:
+        ws.wait_handled()
+    assert isinstance(caught.value.__cause__, Bug)
+    ws.close()
+
+
+def test_failed_assertion_of_a_busy_handler_reaches_the_test() -> None:
+    """It is raised when the handler is over, which close() waits for."""
+    def handler(conn: Connection) -> None:
+        while conn.connected:
+            threading.Event().wait(0.01)
+        assert conn.close_code == 4000, "what the author thought"
+
+    ws = connect(served(handler))
+    with pytest.raises(AssertionError, match="what the author thought"):
+        ws.close(4001)
+
+
+def test_error_of_the_test_comes_first() -> None:
+    with pytest.raises(ZeroDivisionError):
+        with connect(APPS["on_message"]()) as ws:
+            ws.send("go")
+            raise ZeroDivisionError
+
+
+def test_errors_of_others_are_not_raised(websocket: Open) -> None:
+    quiet = websocket(served(echo))
+    with pytest.raises(Bug):
+        with connect(APPS["on_connect"]()):
+            pass
+    quiet.send("fine")
+    assert quiet.receive() == "fine"
+
+
 # The handshake
 
 

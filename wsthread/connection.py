@@ -83,7 +83,7 @@ class Connection:
     @property
     def connected(self) -> bool:
         """Whether messages can go both ways: false as soon as a Close was sent or came, or the connection broke."""
-        return self._link.state is State.OPEN
+        return self._link.state is State.OPEN and not self._link.receiver.has_peer_left
 
     @property
     def closed(self) -> bool:

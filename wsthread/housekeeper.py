@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import clock
 from .locks import taking
@@ -111,7 +111,7 @@ class Housekeeper:
         while not self._is_stopping:
             try:
                 for key, _ in self._selector.select(max(0.0, next_check - clock.now())):
-                    _survive(key.data)
+                    survive(key.data)
                 now = clock.now()
                 if now >= next_check:
                     next_check = now + self._tick
@@ -126,16 +126,17 @@ class Housekeeper:
         with taking(self._lock):
             soon, self._soon = self._soon, []
         for flush in soon:
-            _survive(flush)
+            survive(flush)
 
     def _check_all(self, now: float) -> None:
         with taking(self._lock):
             checked = list(self._checked)
         for one in checked:
-            _survive(one.check, now)
+            survive(one.check, now)
 
 
-def _survive(function: Callable[..., None], *args: float) -> None:
+def survive(function: Callable[..., None], *args: Any) -> None:
+    """Call a function of one of many, so that whatever it raises does not keep the others from their turn."""
     try:
         function(*args)
     except Exception as error:  # The thread has to live on; the bug has to be seen.

@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
@@ -23,12 +24,15 @@ from . import clock, lifecycle, servers, speedups, thread
 from .addressing import Addressees, choose
 from .client_address import client_of, may_be_proxy
 from .connection import Connection, let_in, link_of, senders_of
+from .deadlines import Deadlines
 from .exceptions import ConnectionClosed, HandshakeError
+from .housekeeper import survive
 from .link import Link, Scope
 from .locks import taking
 from .logs import tell, tell_aside
 from .options import Options
 from .overflow import Excess, Posted
+from .receiving import Receiver
 from .registry import Registry
 from .shutdown import Shutdown, wait_ended
 from .speedups import send_each
@@ -39,6 +43,7 @@ from .wire.protocol import Close
 
 _SECOND = 1.0
 _LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
+_TOLD = 10  # Of how many of them in one check: each costs a millisecond, and other connections wait.
 
 
 class Broadcast(NamedTuple):
@@ -76,6 +81,15 @@ class Reports(Protocol):
         """A connection has ended."""
 
 
+@dataclass(slots=True)  # Its attributes cost less than those of a NamedTuple.
+class _Alive:
+    """A connection that is alive, behind those of its parts that are looked at on every tick."""
+
+    receiver: Receiver
+    deadlines: Deadlines
+    conn: Connection
+
+
 class Hub:
     """The inside of one manager.
 
@@ -101,9 +115,10 @@ class Hub:
         self.registry: Registry[Connection] = Registry()
         self.counters = Counters()
         self._shutdown = Shutdown()
-        self._renewed_at = clock.now()  # The housekeeper's.
+        self._renewed_at = clock.now()  # The housekeeper's, as the next one.
+        self._to_tell = _TOLD  # Of how many more lingering ones in this check.
         self._lock = threading.Lock()  # Guards changes of the next four.
-        self._alive: dict[int, Connection] = {}  # By the ids of their threads, as the next one.
+        self._alive: dict[int, _Alive] = {}  # By the ids of their threads, as the next one.
         self._departed: dict[int, Connection] = {}  # CLOSED, and counted; the last callback may run.
         # Those whose handlers go on, with the time from which on that deserves a line in the log.
         self._lingering: dict[Connection, float] = {}
@@ -170,9 +185,10 @@ class Hub:
 
     def arrive(self, conn: Connection) -> None:
         """Note that a connection is OPEN; its thread calls it."""
+        link = link_of(conn)
         with taking(self._lock):
             self.counters.accept()
-            self._alive[threading.get_ident()] = conn
+            self._alive[threading.get_ident()] = _Alive(link.receiver, link.sender.deadlines, conn)
         self._shutdown.tell(conn)  # It came while the process began to stop.
 
     def serve(self, conn: Connection) -> None:
@@ -218,12 +234,13 @@ class Hub:
     def current(self) -> Connection | None:
         """The connection whose thread is the calling one; None in any other thread."""
         own = threading.get_ident()
-        return self._alive.get(own) or self._departed.get(own)
+        alive = self._alive.get(own)
+        return self._departed.get(own) if alive is None else alive.conn
 
     def alive(self) -> list[Connection]:
         """Return the connections that are open or closing, in the order in which their threads began."""
         with taking(self._lock):
-            return list(self._alive.values())
+            return [one.conn for one in self._alive.values()]
 
     # Many connections
 
@@ -282,7 +299,7 @@ class Hub:
     def stats(self) -> dict[str, Any]:
         """Return numbers, fit for JSON."""
         with taking(self._lock):
-            alive, counts = list(self._alive.values()), self.counters.snapshot()
+            alive, counts = [one.conn for one in self._alive.values()], self.counters.snapshot()
         totals = Totals.sum((counts.finished, *(link_of(conn).totals() for conn in alive)))
         states = Counter(link_of(conn).stage for conn in alive)
         return {
@@ -315,15 +332,23 @@ class Hub:
         if self._shutdown.close is None and servers.is_stopping():
             self.begin_shutdown()
         self._shutdown.go_on(now)
-        alive = self.alive()
-        for conn in alive:
-            link = link_of(conn)
-            link.check(now)
-            if link.is_over:
-                self._note_lingering(conn, now)
+        with taking(self._lock):
+            alive = list(self._alive.values())
+        self._to_tell = _TOLD
+        # Most wait for a message and have nothing due. With thousands of them each object that is touched costs.
+        for one in alive:
+            receiver = one.receiver
+            if receiver.waiting_since is None or receiver.begun_at is not None or one.deadlines.due <= now:
+                survive(self._check, one.conn, now)
         if now >= self._renewed_at + _SECOND:
             self._renewed_at = now
-            self._cut_greedy({conn: link_of(conn).renew() for conn in alive})
+            self._cut_greedy({one.conn: link_of(one.conn).renew() for one in alive})
+
+    def _check(self, conn: Connection, now: float) -> None:
+        link = link_of(conn)
+        link.check(now)
+        if link.is_over:
+            self._note_lingering(conn, now)
 
     def _cut_greedy(self, held: dict[Connection, int]) -> None:
         """Terminate the connections for which most is held, until the rest is within ``max_held_size``."""
@@ -343,11 +368,13 @@ class Hub:
     def _note_lingering(self, conn: Connection, now: float) -> None:
         """Tell the operator once of a handler that goes on long after its connection has ended."""
         with taking(self._lock):
-            if conn not in self._alive.values():
+            alive = self._alive.get(link_of(conn).sender.thread_id)
+            if alive is None or alive.conn is not conn:
                 return  # It has just departed.
             told_at = self._lingering.setdefault(conn, now + _LINGERING)
-            if now < told_at:
+            if now < told_at or self._to_tell == 0:
                 return
+            self._to_tell -= 1
             self._lingering[conn] = math.inf
         tell_aside(
             logging.WARNING, "%s: its handler goes on, %g s after the connection has ended; it holds a thread and "
@@ -387,7 +414,7 @@ class Hub:
     def reset_after_fork(self) -> None:
         """Forget the parent's connections, and close this process' copies of their sockets."""
         # Without the lock, which another thread of the parent may have held.
-        for conn in [*self._alive.values(), *self._departed.values()]:
+        for conn in [*(one.conn for one in self._alive.values()), *self._departed.values()]:
             link_of(conn).close_after_fork()
         self.reset()
 

@@ -156,7 +156,8 @@ class Link:
         self.receiver.finish()
 
     def close_after_fork(self) -> None:
-        """Close the child's copy of the socket."""
+        """Close the child's copy of the socket, for the handler that forked to find its connection broken."""
+        self.receiver.renew_lock()
         self.sender.close_after_fork()
 
     # The housekeeper's thread

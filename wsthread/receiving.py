@@ -15,7 +15,10 @@ The *attendant* is the housekeeper's thread. It comes about each quarter of a se
 thread is not in ``receive()`` (:meth:`Receiver.attend`). So while the application works, or sleeps, or waits, Pings get
 their Pongs, a Close gets its answer, and EOF and resets are seen. Messages go into the inbox meanwhile; when it is
 full, nothing is read any more, and whatever comes next waits in the kernel until the application asks for messages
-again.
+again; only that the peer has left is noticed.
+
+A visit is short, whatever the peer sends: a flood of Pings or of empty fragments waits for the next visits, and keeps
+no other connection from being attended.
 
 Messages that came before the peer ended the connection are still handed over. After our own Close none is.
 
@@ -25,6 +28,7 @@ Lock order: the receive lock comes before the send lock.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 
 from werkzeug.wrappers import Request
@@ -46,8 +50,10 @@ from .wire.protocol import Close
 # Looking a member up in its enum costs as much as a function call.
 _OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
 _EOF = "the TCP connection was closed without a Close frame"
-_READS = 16  # Of one visit of the attendant, who has others to look after.
 _MOST_LATE = 1 << 26  # Bytes.
+# Seconds of one visit of the attendant, who has others to look after, and bytes of one of its reads: those take
+# milliseconds, even if they are Pings or fragments without payload.
+_VISIT, _VISIT_READ = 0.01, RECV_SIZE // 4
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
 
@@ -65,13 +71,16 @@ class Receiver:
         waiting_since: since when the application waits for a message; None while it works. Its own thread writes it.
         messages_received: how many the application got so far.
         bytes_received: how many so far.
+        has_peer_left: whether the peer is known to have left although not all that it sent was read, because the inbox
+            is full.
         begun_at: since when a message is under way that is not complete; None when there is none.
     """
 
     __slots__ = (
         "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender",
         "_protocol",
-        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "_allowance", "_allowance_since",
+        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at",
+        "has_peer_left", "_allowance", "_allowance_since",
         "_frames_counted", "_is_unwanted", "_late",
     )
 
@@ -82,6 +91,7 @@ class Receiver:
         self.messages_received = 0
         self.bytes_received = 0
         self.begun_at: float | None = None
+        self.has_peer_left = False
         self._request = request
         self._options = options
         self._sender = sender
@@ -114,10 +124,15 @@ class Receiver:
         with self.lock:
             return self._transport is not None
 
+    def renew_lock(self) -> None:
+        """Let a child of a fork have the receiving half; the thread that held the lock may not run there."""
+        self.lock = threading.Lock()
+
     @property
     def inbox_size(self) -> int:
         """Bytes that wait for the application."""
-        return 0 if self._inbox is None else self._inbox.size
+        inbox = self._inbox  # Read once: the connection's thread may empty it meanwhile.
+        return 0 if inbox is None else inbox.size
 
     @property
     def is_idle(self) -> bool:
@@ -180,36 +195,46 @@ class Receiver:
         try:
             transport = self._transport
             if transport is not None:
-                self._attend(transport)
+                self._attend_or_cut(transport)
         finally:
             self.lock.release()
+
+    def _attend_or_cut(self, transport: Transport) -> None:
+        try:
+            self._attend(transport)
+        except Exception as error:  # Such as MemoryError. What was under way is lost, so nothing may follow it.
+            self._sender.lose("an error while it was attended")
+            self._close(transport)
+            tell_aside(logging.ERROR, "%s: error while it was attended", name_of(self._request), error=error)
 
     def _attend(self, transport: Transport) -> None:
         ending = self._sender.ending
         self._sender.is_corked = False  # Replies do not wait for those to messages in the inbox.
-        reads = 0
+        until = clock.now() + _VISIT
         while ending.state is _OPEN:
             if self._is_full():
+                self.has_peer_left = transport.is_hung_up()
                 return
             if self._has_input:
                 event = self._next_event()
                 if event is not None:
                     self._put_into_inbox(event)
-            elif reads == _READS or self._read_now(transport) is None:
+            elif self._read_now(transport) is None:
                 return
-            else:
-                reads += 1
-        if self._is_ended(transport):
+            if clock.now() >= until:
+                return
+        if self._is_ended(transport, until):
             self._close(transport)
 
     def is_deaf(self) -> bool:
-        """Tell whether the peer may well be alive and not be heard, because the inbox is full."""
-        return self._is_full()
+        """Tell whether the peer may well be alive and not be heard: the inbox is full, or a visit was too short."""
+        return self._has_input or self._is_full()
 
     # The receive lock is held
 
     def _is_full(self) -> bool:
-        return self._inbox is not None and self._inbox.is_full
+        inbox = self._inbox  # Read once, as above: is_deaf() does not hold the lock.
+        return inbox is not None and inbox.is_full
 
     def _put_into_inbox(self, message: Message) -> None:
         if self._inbox is None:
@@ -247,15 +272,21 @@ class Receiver:
         self.begun_at = None
         return event
 
-    def _is_ended(self, transport: Transport) -> bool:
-        """Go towards the end without waiting; tell whether nothing is left to send and nothing to read that counts."""
-        for _ in range(_READS):
+    def _is_ended(self, transport: Transport, until: float = math.inf) -> bool:
+        """Go towards the end without waiting; tell whether nothing is left to send and nothing to read that counts.
+
+        Args:
+            transport: the connection's.
+            until: when to stop for now.
+        """
+        while True:
             if self._is_over(transport):
                 return True
             went_on = self._read_now(transport)
             if not went_on:
                 return went_on is False
-        return False
+            if clock.now() >= until:
+                return False
 
     def _is_over(self, transport: Transport) -> bool:
         sender, protocol = self._sender, self._protocol
@@ -284,6 +315,8 @@ class Receiver:
         self._transport = None
         self._room = None
         self._protocol.release()
+        if self._sender.ending.is_ours:
+            self._inbox = None  # None of it will be handed over.
         self._sender.finish(transport)
 
     def _is_within_rate(self, rate: float) -> bool:
@@ -340,7 +373,7 @@ class Receiver:
         """Give the protocol what is there; None when that is nothing, False when no more will come."""
         try:
             if self._room is None:
-                data = transport.recv_now(RECV_SIZE)
+                data = transport.recv_now(_VISIT_READ)
                 return None if data is None else self._take(data)
             count = transport.recv_into_now(self._room)
             return None if count is None else self._take_into_room(count)

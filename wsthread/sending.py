@@ -147,10 +147,10 @@ class Sender(Writer):
             self.write_control(data)
 
     def pong(self, payload: bytes) -> None:
-        """Answer a Ping. A peer that takes nothing gets no more answers: RFC 6455 5.5.3 lets us skip Pings."""
+        """Answer a Ping."""
         with taking(self.send_lock):
-            if self.ending.state is _OPEN and self.outbox.cost < self.options.max_outbox_size:
-                self.write_control(self.protocol.send_pong(payload))
+            if self.ending.state is _OPEN:
+                self.write_pong(self.protocol.send_pong(payload))
 
     def note_pong(self, payload: bytes) -> None:
         """Note a Pong of the peer."""
@@ -228,7 +228,11 @@ class Sender(Writer):
                 self.cut(reason)
 
     def close_after_fork(self) -> None:
-        """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken."""
+        """Close the child's copy of the socket; only the forking thread runs there, so no lock is taken.
+
+        Another thread of the parent may have held the send lock.
+        """
+        self.renew_lock()
         if self.transport is not None:
             self.clear, self.fd = False, -1
             self.transport.close_copy()

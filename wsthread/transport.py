@@ -20,6 +20,7 @@ IDLE_RECV_SIZE = 1088
 RECV_SIZE = speedups.LARGE_READ
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LONGEST_WAIT = 2e6  # Seconds, 23 days: poll() takes hardly more than that, and more is no limit.
+_HANG_UP = getattr(select, "POLLRDHUP", 0)  # Linux's. POLLHUP and POLLERR need not be asked for.
 _LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
 
@@ -107,6 +108,15 @@ class Transport:
         if timeout is None or timeout > _LONGEST_WAIT:
             return bool(poll.poll(None))
         return bool(poll.poll(math.ceil(max(0.0, timeout) * 1000)))
+
+    def is_hung_up(self) -> bool:
+        """Tell whether nothing more will come, besides what is there to be read: after EOF or a reset."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, _HANG_UP)
+        except ValueError:  # Closed meanwhile.
+            return True
+        return bool(poll.poll(0))
 
     @property
     def raw_descriptor(self) -> int:

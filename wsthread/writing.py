@@ -55,7 +55,7 @@ class Writer(SendState):
 
     __slots__ = (
         "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "options",
-        "is_slow", "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
+        "is_slow", "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon", "_late_pong",
     )
 
     def __init__(
@@ -82,8 +82,13 @@ class Writer(SendState):
         self._held: list[bytes] = []
         self._is_flushed_soon = False  # Whether the housekeeper was told of them.
         self.is_slow = False
+        self._late_pong = b""  # What to send when the outbox is empty.
 
     # Without the send lock
+
+    def renew_lock(self) -> None:
+        """Let a child of a fork send; the thread that held the lock may not run there."""
+        self.send_lock, self._progress = threading.Lock(), None
 
     def flush(self) -> None:
         """Send what the kernel takes now. Any thread may call it."""
@@ -144,6 +149,16 @@ class Writer(SendState):
                 self.watch()
         except ConnectionClosed:
             pass
+
+    def write_pong(self, data: bytes) -> None:
+        """Send a Pong. A peer that takes nothing gets only the one to its last Ping, when it has taken what waits.
+
+        RFC 6455 5.5.3 allows that.
+        """
+        if self.outbox.cost < self.options.max_outbox_size:
+            self.write_control(data)
+        else:
+            self._late_pong = data
 
     def hold(self, data: bytes) -> None:
         """Keep a reply until those to the messages that came with its own leave as well.
@@ -245,6 +260,9 @@ class Writer(SendState):
             self._unwatch()
             if has_waited and self.ending.state is State.CLOSING:  # Now the Close has left.
                 self.deadlines.closing(clock.now(), self.bytes_sent)
+            elif self._late_pong and self.ending.state is _OPEN:
+                data, self._late_pong = self._late_pong, b""
+                self.write_control(data)
         self._wake()
 
     def takes_more(self) -> bool:

@@ -1,7 +1,7 @@
 """Fuzzes what a peer can do to a connection: frames, messages, compression and the closing handshake.
 
 An input is one octet of options, one that chooses the chunks, and what comes from the wire: raw bytes, or
-instructions for :func:`_build` that reach what mutations of compressed and masked bytes do not find.
+instructions for :func:`build` that reach what mutations of compressed and masked bytes do not find.
 
 Each input goes through the C extension and through Python, one of them whole and the other in chunks, which go where
 the protocol wants them. What has to hold is in :func:`test_one_input`. Run it with ``make fuzz``, or on one input with
@@ -24,8 +24,8 @@ from runner import run  # noqa: E402
 from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, client_frame, client_header, give  # noqa: E402
 
 with atheris.instrument_imports(include=["wsthread"]):
-    from wsthread import speedups
     from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
+    from wsthread.speedups import python_versions
     from wsthread.wire import frames, messages
     from wsthread.wire.deflate import Agreement, Deflate, Inflater, parse_extensions
     from wsthread.wire.frames import Opcode
@@ -43,7 +43,7 @@ USES = [
     (messages, "encode_short_message", "encode_message"),
 ]
 #: What it uses as it is installed. What has no extension is tested twice in Python.
-INSTALLED = {name: getattr(speedups, name) for _, _, name in USES}
+INSTALLED = {name: getattr(module, name_there) for module, name_there, name in USES}
 messages._LEAST_ROOM = 1  # Inputs are small.
 ZERO_KEY, SOME_KEY = bytes(4), b"\x37\xfa\x21\x3d"
 
@@ -53,8 +53,8 @@ def test_one_input(data: bytes) -> None:
     if len(data) < 2:
         return
     limit = LIMITS[data[0] & 7]
-    agreement = _agreement(data[0] & (COMPRESSED | CLIENT_TAKEOVER | SERVER_TAKEOVER | SMALL_WINDOW))
-    stream = _build(data[2:], agreement) if data[0] & BUILT else data[2:]
+    agreement = make_agreement(data[0] & (COMPRESSED | CLIENT_TAKEOVER | SERVER_TAKEOVER | SMALL_WINDOW))
+    stream = build(data[2:], agreement) if data[0] & BUILT else data[2:]
 
     in_c = bool(data[1] & 1)
     events, error = _receive(limit, agreement, [stream], in_c)
@@ -68,8 +68,15 @@ def test_one_input(data: bytes) -> None:
         _check_round_trip(events, agreement, prepared=data[1] % 3)
 
 
+def choose(in_c: bool) -> None:
+    """Let the package use the extension, if it is there, or Python."""
+    versions = INSTALLED if in_c else python_versions
+    for module, name_there, name in USES:
+        setattr(module, name_there, versions[name])
+
+
 @functools.cache
-def _agreement(options: int) -> Agreement | None:
+def make_agreement(options: int) -> Agreement | None:
     if not options & COMPRESSED:
         return None
     bits = 9 if options & SMALL_WINDOW else 15
@@ -86,9 +93,7 @@ def _receive(
     limit: int | None, agreement: Agreement | None, chunks: Iterator[bytes] | list[bytes], in_c: bool,
 ) -> tuple[list[Message], ProtocolError | None]:
     """Return the events and what ended them; anything but a ProtocolError is a finding."""
-    versions = INSTALLED if in_c else speedups.python_versions
-    for module, name_there, name in USES:
-        setattr(module, name_there, versions[name])
+    choose(in_c)
     protocol = Protocol(max_message_size=limit, agreement=agreement)
     events: list[Message] = []
     for chunk in chunks:
@@ -170,7 +175,7 @@ def _check_round_trip(events: list[Message], agreement: Agreement | None, prepar
         assert reader.next_message() is None, "more than was sent"
 
 
-def _build(plan: bytes, agreement: Agreement | None) -> bytes:
+def build(plan: bytes, agreement: Agreement | None) -> bytes:
     """Make frames out of instructions, each three octets and a payload.
 
     The first octet is that of the frame, the second tells what to do to the payload, the third its size.
@@ -202,7 +207,7 @@ def _build(plan: bytes, agreement: Agreement | None) -> bytes:
     return stream
 
 
-def _seeds() -> Iterator[bytes]:
+def seeds() -> Iterator[bytes]:
     raw = [
         client_frame(TEXT, b"Hello"), client_frame(TEXT, b"Hello", mask=ZERO_KEY), client_frame(TEXT),
         client_frame(TEXT, b"Hel", fin=False) + client_frame(PING, b"!") + client_frame(CONTINUATION, b"lo"),
@@ -239,4 +244,4 @@ def _seeds() -> Iterator[bytes]:
 
 
 if __name__ == "__main__":
-    run("parser", test_one_input, _seeds(), max_length=600)
+    run("parser", test_one_input, seeds(), max_length=600)
