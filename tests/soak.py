@@ -48,8 +48,8 @@ TEXT_FILLER = "aé€\U0001f600" * (LARGEST // 4)
 #: What is sent is short, so nothing that the server sends is compressed.
 AGREEMENT = Agreement(Deflate(threshold=1 << 20), False, False, 15, 15, "permessage-deflate")
 OPTIONS: dict[str, Any] = {
-    "ping_interval": 0.02, "ping_timeout": None, "write_timeout": 60, "close_timeout": 60, "max_connections": None}
-PATIENCE = 60.0  # Seconds in which all has to end that was begun.
+    "ping_interval": 0.02, "ping_timeout": None, "write_timeout": 60, "close_timeout": 150, "max_connections": None}
+PATIENCE = 150.0  # Seconds in which all has to end that was begun; a busy machine takes its time.
 
 
 class End(Enum):

@@ -239,7 +239,7 @@ def soak(seconds: float, connections: int, speedups: bool) -> dict[str, Any]:
         [sys.executable, str(TESTS / "soak.py"), "--seed", seed, "--seconds", str(seconds), "--connections",
          str(connections)],
         env={**os.environ, **({} if speedups else {"WSTHREAD_SPEEDUPS": "0"})}, capture_output=True, text=True,
-        timeout=seconds + 100)
+        timeout=seconds + 200)
     print(result.stdout, result.stderr)
     assert result.returncode == 0, f"{result.stdout}{result.stderr}"
     figures: dict[str, Any] = json.loads(result.stdout.splitlines()[0])
@@ -254,7 +254,7 @@ def test_nothing_is_lost_or_reordered(active: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("active", [True, False], ids=["extension", "python"])
 def test_nothing_is_lost_or_reordered_for_a_minute(active: bool) -> None:
     soak(60, 200, active)

@@ -54,6 +54,7 @@ _MOST_LATE = 1 << 26  # Bytes.
 # Seconds of one visit of the attendant, who has others to look after, and bytes of one of its reads: those take
 # milliseconds, even if they are Pings or fragments without payload.
 _VISIT, _VISIT_READ = 0.01, RECV_SIZE // 4
+_LAST_READS_NOW = 16  # Before a connection is closed whose peer may send without end.
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
 
@@ -290,13 +291,7 @@ class Receiver:
 
     def _is_over(self, transport: Transport) -> bool:
         sender, protocol = self._sender, self._protocol
-        try:
-            while (event := protocol.next_event()) is not None:
-                if event.opcode is Opcode.CLOSE:  # Messages that come after our Close are dropped, as a browser does.
-                    answer(event, sender)
-            self._room = protocol.room()
-        except ProtocolError as error:
-            self._answer_violation(error)
+        self._look_for_close()
         with taking(sender.send_lock):
             sender.flush_now()
             if sender.outbox.size:
@@ -305,10 +300,26 @@ class Receiver:
         if failure is None:
             return protocol.close_received is not None
         if failure.code == CloseCode.ABNORMAL_CLOSURE:
+            # A write may break before the peer's Close was read that tells why.
+            for _ in range(_LAST_READS_NOW):
+                if not self._read_now(transport):
+                    break
+                self._look_for_close()
             return True
         # After a violation the peer still has to read our Close: end our direction and wait for its EOF.
         transport.end_sending()
         return False
+
+    def _look_for_close(self) -> None:
+        """Go through what has come; messages are dropped, as a browser does it behind its own Close."""
+        protocol = self._protocol
+        try:
+            while (event := protocol.next_event()) is not None:
+                if event.opcode is Opcode.CLOSE:
+                    answer(event, self._sender)
+            self._room = protocol.room()
+        except ProtocolError as error:
+            self._answer_violation(error)
 
     def _close(self, transport: Transport) -> None:
         """Close the socket: the connection is CLOSED."""
