@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import django
+import pytest
 from django.conf import settings
 from django.core.management import call_command
 from django.test import Client

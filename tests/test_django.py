@@ -6,15 +6,15 @@ import re
 from typing import Any
 
 import pytest
-from django_site import client, site, tables
-
-import wsthread
 from django.contrib.auth import get_user_model
 from django.contrib.auth.decorators import login_required, permission_required
 from django.core.exceptions import ImproperlyConfigured
 from django.test import Client, override_settings
 from django.urls import include, path, re_path
 from django.utils.functional import SimpleLazyObject
+from django_site import client, site, tables
+
+import wsthread
 from wsthread import Connection, ListenableManager, Opcode, SimpleManager, testing
 from wsthread.django import get_manager, messages, request_of, websocket
 from wsthread.django_testing import connect

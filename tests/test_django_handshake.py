@@ -8,8 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from django_site import MIDDLEWARE, client, site, tables
-
 from django.core.handlers.asgi import ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished
@@ -17,6 +15,8 @@ from django.db import connection as database
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.test import Client, override_settings
 from django.urls import path
+from django_site import MIDDLEWARE, client, site, tables
+
 from wsthread import Connection, ListenableManager, testing
 from wsthread.django import request_of, websocket
 from wsthread.django_handshake import Handshake, wsgi_environ

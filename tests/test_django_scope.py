@@ -9,8 +9,6 @@ import weakref
 from typing import Any
 
 import pytest
-from django_site import client, open_databases, site, tables
-
 from django.contrib.auth import get_user_model
 from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation
 from django.core.signals import got_request_exception
@@ -21,6 +19,8 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.test import Client, override_settings
 from django.urls import get_script_prefix, path, reverse
 from django.utils import translation
+from django_site import client, open_databases, site, tables
+
 from wsthread import Connection, ListenableManager, Manager, Opcode
 from wsthread.django import get_manager, messages, request_of, websocket
 from wsthread.django_testing import connect

@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
+from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
+from django.core.wsgi import get_wsgi_application
+from django.urls import path
 from django_site import site, tables
 from servers import Server, serve, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
-from django.core.wsgi import get_wsgi_application
-from django.urls import path
 from wsthread import ListenableManager
 from wsthread.django import websocket
 

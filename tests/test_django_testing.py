@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django_site import client, site, tables
-
 from django.http import HttpRequest, HttpResponse
 from django.test import Client
 from django.urls import path
+from django_site import client, site, tables
+
 from wsthread import Connection, testing
 from wsthread.django import request_of, websocket
 from wsthread.django_testing import connect

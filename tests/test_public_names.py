@@ -13,6 +13,7 @@ from types import ModuleType
 
 import flask.testing
 import pytest
+from django.http import HttpResponse
 from peer import Connect, connect, run_handler
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
@@ -24,7 +25,6 @@ import wsthread.django_testing
 import wsthread.flask
 import wsthread.prometheus
 import wsthread.testing
-from django.http import HttpResponse
 from wsthread import exceptions
 
 __all__ = ["connect"]

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import Any
 
-from werkzeug.wrappers import Response
-
 from django.core.handlers.wsgi import WSGIRequest
 from django.http import HttpRequest, HttpResponse
+from werkzeug.wrappers import Response
 
 from .servers.refused import ASGI
 

@@ -20,10 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from werkzeug.datastructures import Headers
-
 from django.core.handlers.wsgi import WSGIHandler
 from django.test import Client
+from werkzeug.datastructures import Headers
 
 from . import testing
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-import pytest
-
 import django
+import pytest
 from django.test.utils import setup_databases, setup_test_environment, teardown_databases, teardown_test_environment
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "chat.settings")

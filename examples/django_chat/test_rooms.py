@@ -7,6 +7,7 @@ from typing import Any
 
 from django.contrib.auth.models import User
 from django.test import Client, TransactionTestCase
+
 from wsthread import testing
 from wsthread.django_testing import connect
 

@@ -7,7 +7,6 @@ import threading
 from typing import Any
 
 import django_site
-
 from django.conf import settings
 from django.contrib.auth import get_user_model, login, logout
 from django.contrib.auth.decorators import login_required
@@ -17,6 +16,7 @@ from django.core.wsgi import get_wsgi_application
 from django.db import connections
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
+
 from wsthread import Connection, ListenableManager, Opcode
 from wsthread.django import get_manager, messages, request_of, websocket
 

@@ -10,6 +10,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.contrib.auth.signals import user_logged_out
 from django.dispatch import receiver
 from django.http import HttpRequest
+
 from wsthread import Connection, ListenableManager, Opcode
 from wsthread.django import request_of
 

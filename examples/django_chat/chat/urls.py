@@ -8,6 +8,7 @@ from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView, LogoutView
 from django.urls import path
 from django.views.static import serve
+
 from wsthread.django import websocket
 
 from . import sockets, views
