@@ -206,6 +206,12 @@ class Receiver:
         """Tell whether the peer may well be alive and not be heard, because the inbox is full."""
         return self._is_full()
 
+    def forget(self) -> None:
+        """Give up the messages that wait for an application that works: they take too much memory."""
+        if self.lock.acquire(blocking=False):  # Else the application is getting them.
+            self._inbox = None
+            self.lock.release()
+
     # The receive lock is held
 
     def _is_full(self) -> bool:
@@ -284,6 +290,8 @@ class Receiver:
         self._transport = None
         self._room = None
         self._protocol.release()
+        if self._sender.ending.is_ours:
+            self._inbox = None  # Nobody will get it.
         self._sender.finish(transport)
 
     def _is_within_rate(self, rate: float) -> bool:

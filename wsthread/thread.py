@@ -86,21 +86,29 @@ def _run(conn: Connection, host: Host) -> None:
         _let_others_run_first()
         if link_of(conn).wait_opened():
             _live(conn, host)
+    except BaseException as error:  # Such as a MemoryError.
+        tell_aside(logging.ERROR, "%s: error in its thread", conn, error=error)
+        link_of(conn).finish()  # It may have been before the connection was OPEN.
     finally:
         host.dismiss(conn)
 
 
 def _live(conn: Connection, host: Host) -> None:
+    has_arrived = False
     try:
         host.arrive(conn)
+        has_arrived = True
         guard(conn, host, host.serve)
-    finally:
+    finally:  # Whatever fails, the rest has its turn.
         try:
             link_of(conn).finish()
         finally:
-            host.depart(conn)
-            guard(conn, host, host.report_close)
-            host.tell_end(conn)
+            try:
+                host.depart(conn)
+            finally:
+                if has_arrived:
+                    guard(conn, host, host.report_close)
+                host.tell_end(conn)
 
 
 def _let_others_run_first() -> None:

@@ -173,14 +173,24 @@ class _Switch:
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
         try:
+            self._open(link, detached, data)
+            # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no
+            # Content-Type.
+            ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
+            return ClosingIterator([b""], [detached.release, response.close]), "101 Switching Protocols", ignored
+        except BaseException:
+            detached.release()
+            raise
+
+    @staticmethod
+    def _open(link: Link, detached: Detached, data: bytes) -> None:
+        try:
             transport = Transport(detached.socket)
         except BaseException:
+            detached.socket.close()
             link.abandon()
             raise
         link.open(transport, data, detached.unread)
-        # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no Content-Type.
-        ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
-        return ClosingIterator([b""], [detached.release, response.close]), "101 Switching Protocols", ignored
 
     @staticmethod
     def _detach(environ: dict[str, Any], link: Link) -> Detached:
