@@ -1,4 +1,4 @@
-"""Real WSGI servers in subprocesses, on ports of their own.
+"""Real WSGI servers in subprocesses, on ports of their own; and one in this process.
 
 Nothing here, and nothing in the tests that use it, depends on the wording of one server's log beyond what
 :data:`READY` and :data:`TRACES` tell: ``make matrix`` runs the tests on many versions.
@@ -10,15 +10,23 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Response
+
+from wsthread import Manager, Upgrader
 
 TESTS = Path(__file__).parent
 READY = re.compile(r"(?:Listening at|Running on):? (?:https?://127\.0\.0\.1:(\d+)|unix:)")
@@ -170,6 +178,29 @@ def serve(
         raise
     finally:
         server.stop()
+
+
+@contextmanager
+def serve_here(manager: Manager, *, send_buffer: int | None = None, **options: Any) -> Iterator[int]:
+    """Serve a manager at /ws over TCP in this process, for the time of a with block; give the port.
+
+    Args:
+        manager: the manager.
+        send_buffer: bytes the kernel may hold for each peer, None for its own choice.
+        **options: those of the Upgrader.
+    """
+    application = DispatcherMiddleware(Response("plain HTTP"), {"/ws": Upgrader(manager, **options)})
+    server = make_server("127.0.0.1", 0, application, threaded=True)
+    if send_buffer is not None:  # What is accepted inherits it.
+        server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:

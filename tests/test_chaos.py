@@ -11,19 +11,16 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from clients import RawClient, frame
-from servers import wait_until
+from servers import serve_here, wait_until
 from websockets.frames import Opcode
-from werkzeug.middleware.dispatcher import DispatcherMiddleware
-from werkzeug.serving import make_server
-from werkzeug.wrappers import Response
 
-from wsthread import Connection, ConnectionClosed, ListenableManager, Upgrader
+from wsthread import Connection, ConnectionClosed, ListenableManager
 from wsthread.manager import hub_of
 
 SECONDS = float(os.environ.get("CHAOS_SECONDS", "5"))
@@ -169,21 +166,6 @@ class Crowd:
             client.socket.close()
 
 
-@contextmanager
-def served(manager: ListenableManager) -> Iterator[int]:
-    """Serve a manager at /ws, in this process; give the port."""
-    application = DispatcherMiddleware(Response("plain HTTP"), {"/ws": Upgrader(manager)})
-    server = make_server("127.0.0.1", 0, application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server.port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def run(*actions: Callable[[], None]) -> list[BaseException]:
     """Repeat the actions in many threads for a while; return what they raised."""
     raised: list[BaseException] = []
@@ -212,7 +194,7 @@ def test_chaos(overflow: str, caplog: pytest.LogCaptureFixture) -> None:
     threads = threading.active_count()
     application = Application(overflow=overflow, max_outbox_size=200_000, write_timeout=2)
     manager = application.manager
-    with served(manager) as port:
+    with serve_here(manager) as port:
         crowd = Crowd(port)
         raised = run(application.do, crowd.do)
         crowd.leave()

@@ -56,8 +56,9 @@ def housekeeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[Housekeeper]:
     if threads:
         stopper = Checked(stop)
         keeper.add(stopper, 0.05)
-        threads[0].join(TIMEOUT)
-        assert not threads[0].is_alive()
+        for thread in threads:
+            thread.join(TIMEOUT)
+            assert not thread.is_alive()
     keeper.close_after_fork()
 
 
@@ -79,6 +80,12 @@ def drain(sock: socket.socket) -> None:
     with pytest.raises(BlockingIOError):
         while True:
             sock.recv(1 << 20)
+
+
+def thread_of(housekeeper: Housekeeper) -> threading.Thread:
+    """Return the thread that runs."""
+    assert housekeeper._thread is not None
+    return housekeeper._thread
 
 
 def test_nothing_starts_before_something_is_added(housekeeper: Housekeeper) -> None:
@@ -220,3 +227,77 @@ def test_the_childs_copy_of_the_selector_is_closed(housekeeper: Housekeeper) -> 
     assert housekeeper._selector.get_map() is not None
     housekeeper.close_after_fork()
     assert housekeeper._selector.get_map() is None
+
+
+def test_a_thread_that_has_died_is_started_again(
+    housekeeper: Housekeeper, caplog: pytest.LogCaptureFixture,
+) -> None:
+    def die() -> None:
+        if not checked.times[1:]:
+            raise Stopped
+
+    checked = Checked(die)
+    housekeeper.add(checked, 0.02)
+    thread = thread_of(housekeeper)
+    wait_until(lambda: not thread.is_alive())
+    assert len(checked.times) == 1
+    housekeeper.add(checked, 0.02)
+    wait_until(lambda: len(checked.times) > 3)
+    wait_until(lambda: "the housekeeper's thread had died" in caplog.text)
+
+
+def test_it_stops_and_starts(housekeeper: Housekeeper, caplog: pytest.LogCaptureFixture) -> None:
+    housekeeper.stop()  # Nothing to stop.
+    checked = Checked()
+    for _ in range(3):
+        housekeeper.add(checked, 0.02)
+        before = len(checked.times)
+        wait_until(lambda: len(checked.times) > before)
+        thread = thread_of(housekeeper)
+        housekeeper.stop()
+        assert not thread.is_alive()
+    flushed = threading.Event()
+    housekeeper.flush_soon(flushed.set)
+    housekeeper.add(checked, 0.02)
+    assert flushed.wait(TIMEOUT)
+    assert "died" not in caplog.text
+
+
+def test_stopping_waits_for_nobody_for_long(housekeeper: Housekeeper) -> None:
+    """Nor does a thread that was told to stop while it was busy go on beside the next one."""
+    go_on, busy = threading.Event(), threading.Event()
+
+    def block() -> None:
+        busy.set()
+        go_on.wait(TIMEOUT)
+
+    stuck = Checked(block)
+    housekeeper.add(stuck, 0.02)
+    assert busy.wait(TIMEOUT)
+    begun, thread = time.monotonic(), thread_of(housekeeper)
+    housekeeper.stop()
+    assert time.monotonic() - begun < 3
+    housekeeper.add(fine := Checked(), 0.02)
+    go_on.set()
+    wait_until(lambda: fine.times)
+    wait_until(lambda: not thread.is_alive())
+
+
+def test_an_allocation_that_fails_loses_no_reply(
+    housekeeper: Housekeeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The thread is woken for the first reply only, so it must not forget that there is one."""
+    real, failures = time.sleep, [MemoryError(), MemoryError()]
+
+    def sleep(seconds: float) -> None:
+        if threading.current_thread().name == "wsthread-housekeeper" and failures:
+            raise failures.pop()
+        real(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    flushed = threading.Event()
+    housekeeper.add(checked := Checked(), 0.02)
+    housekeeper.flush_soon(flushed.set)
+    assert flushed.wait(TIMEOUT)
+    assert not failures
+    wait_until(lambda: checked.times)

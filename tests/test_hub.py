@@ -7,7 +7,9 @@ import logging
 import os
 import resource
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 
 import pytest
@@ -15,8 +17,10 @@ from clients import RawClient, ask, handshake
 from peer import TIMEOUT, Connect, Recorder, connect, members, refused
 from servers import serve, wait_until
 from werkzeug.serving import make_server
+from werkzeug.test import EnvironBuilder
+from werkzeug.wrappers import Request
 
-from wsthread import ListenableManager, Opcode, Upgrader
+from wsthread import ListenableManager, Opcode, Upgrader, testing
 from wsthread.manager import hub_of
 from wsthread.speedups import active
 
@@ -172,6 +176,72 @@ def test_few_file_descriptors() -> None:
                 client.send(b"\x81\x82\0\0\0\0hi")
                 assert client.recv_frame() == (Opcode.TEXT, b"hi")
         assert server.errors() == []
+
+
+# Whatever fails between the admission and the connection's own thread
+
+FAILURES = [
+    "wsthread.hub.lifecycle.enter", "wsthread.hub.Link", "wsthread.hub.Connection", "wsthread.hub.thread.start",
+    "wsthread.link.Protocol", "wsthread.link.Receiver", "wsthread.upgrader.Detached", "wsthread.upgrader.Transport",
+    "wsthread.sending.Sender.open", "wsthread.writing.Writer.write", "wsthread.receiving.Receiver.open",
+    "wsthread.receiving.Receiver._take", "wsthread.hub.Hub.arrive", "wsthread.upgrader._Body",
+    "wsthread.upgrader.encode_response", "wsthread.thread._let_others_run_first",
+]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", FAILURES)
+def test_an_admission_comes_back(monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException]) -> None:
+    calls: list[str] = []
+    manager = ListenableManager(
+        on_connect=lambda conn: calls.append("connect"), on_close=lambda conn: calls.append("close"),
+        max_connections=1)
+
+    def fail(*args: object, **options: object) -> None:
+        raise error("injected")
+
+    def is_empty() -> bool:
+        return hub_of(manager).registry.admitted == 0
+
+    app = Upgrader(manager)
+    testing.connect(app, "/").close()
+    wait_until(is_empty)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(name, fail)
+        for _ in range(3):
+            with suppress(testing.Refused, MemoryError, KeyboardInterrupt, TimeoutError):
+                testing.connect(app, "/", timeout=0.5).terminate()
+            wait_until(is_empty)
+    assert calls.count("connect") == calls.count("close")
+    testing.connect(app, "/").close()
+    wait_until(is_empty)
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    begun = time.monotonic()
+    assert manager.shutdown(timeout=5)
+    assert time.monotonic() - begun < 2
+
+
+def test_a_thread_whose_start_was_interrupted(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a signal handler that raises: the thread runs, and nobody will open its connection."""
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name != "wsthread-housekeeper":
+            raise KeyboardInterrupt
+
+    manager = ListenableManager()
+    connect(manager)
+    wait_until(lambda: manager.connections)
+    threads = threading.active_count()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        environ = EnvironBuilder("/ws").get_environ()
+        with pytest.raises(KeyboardInterrupt):
+            hub_of(manager).prepare(Request(environ), None, None)
+    wait_until(lambda: threading.active_count() == threads)
+    assert manager.stats()["threads"] == 1
 
 
 # Broadcasts

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from layers import PACKAGE
 from peer import TIMEOUT
 from servers import wait_until
 
@@ -193,3 +194,37 @@ with lifecycle._lock:
         os._exit(0)
 os.waitpid(child, 0)
 """) == ["a is reset", "1", "a begins", "a finishes in 5.0"]
+
+
+SUBINTERPRETER = """
+import time
+import _xxsubinterpreters as interpreters
+
+one = interpreters.create(isolated=False)
+interpreters.run_string(one, '''
+import atexit
+from wsthread import SimpleManager, Upgrader, testing
+
+manager = SimpleManager(lambda conn: [conn.send(message) for message in conn])
+with testing.connect(Upgrader(manager), "/") as ws:
+    ws.send("hello")
+    print(ws.receive(), flush=True)
+atexit._run_exitfuncs()  # As Py_EndInterpreter() does; destroy() looks for threads before that.
+''')
+for _ in range(500):
+    try:
+        interpreters.destroy(one)
+        break
+    except RuntimeError:  # Python itself still does away with the thread that has ended.
+        time.sleep(0.01)
+print("destroyed", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="later sub-interpreters have no daemon threads")
+def test_end_of_a_sub_interpreter() -> None:
+    pytest.importorskip("_xxsubinterpreters")
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SUBINTERPRETER], cwd=PACKAGE.parent, capture_output=True, text=True,
+        timeout=60)
+    assert (result.returncode, result.stdout.split(), result.stderr) == (0, ["hello", "destroyed"], "")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import select
+import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
-from peer import TIMEOUT, Connect, Recorder, connect, fill, members, sender_of, transport_of
+from peer import TIMEOUT, Connect, Half, Recorder, connect, fill, members, open_half, sender_of, transport_of
 from servers import wait_until
 from wire import BINARY, client_frame
 
 from wsthread import Connection, ConnectionClosed, ListenableManager, Opcode
+from wsthread.outbox import Outbox
+from wsthread.wire.messages import PreparedMessage
 
-__all__ = ["connect"]
+__all__ = ["connect", "open_half"]
 
 # Replies to messages that came together
 
@@ -253,3 +257,118 @@ def test_broadcast_when_the_system_watches_no_more_sockets(
     outcome = recorder.manager.broadcast(bytes(20 << 20))
     assert outcome.queued + outcome.failed == 1  # The extension finds out later.
     assert recorder.wait_closed() == (1006, "[Errno 28] fs.epoll.max_user_watches")
+
+
+# Interruptions: for want of memory, or by a signal handler that raises in the main thread
+
+
+@pytest.mark.parametrize("where", ["wsthread.writing.Entry", "wsthread.outbox.Outbox.add"])
+@pytest.mark.parametrize("size", [40_000, 8 << 20])
+def test_a_frame_of_which_the_rest_is_lost(
+    open_half: Callable[..., Half], monkeypatch: pytest.MonkeyPatch, where: str, size: int,
+) -> None:
+    """A part has left, so whatever came behind it would be taken for the rest."""
+    half = open_half()
+
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, fail)
+        with pytest.raises(MemoryError):
+            for _ in range(100):
+                half.sender.send("x" * size, 0.1)
+    assert half.is_cut()
+    with pytest.raises(ConnectionClosed):
+        half.sender.send("more", None)
+
+
+def test_a_failure_before_anything_was_sent_costs_that_message(
+    open_half: Callable[..., Half], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = open_half(max_outbox_size=16 << 20)
+
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    half.sender.post(PreparedMessage(bytes(8 << 20)))
+    with monkeypatch.context() as patch:
+        patch.setattr("wsthread.writing.Entry", fail)
+        with pytest.raises(MemoryError):
+            half.sender.post(PreparedMessage("lost"))
+    assert not half.is_cut()
+
+
+def test_a_flush_that_is_interrupted_repeats_nothing(
+    open_half: Callable[..., Half], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = open_half()
+    half.sender.post(PreparedMessage(bytes(8 << 20)))
+
+    def fail(outbox: Outbox, count: int) -> int:
+        raise KeyboardInterrupt
+
+    half.peer.socket.recv(1 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr("wsthread.outbox.Outbox.remove", fail)
+        with pytest.raises(KeyboardInterrupt):
+            half.sender.flush()
+    assert half.is_cut()
+
+
+class Alarm(Exception):
+    """Raised by a signal handler."""
+
+
+@pytest.mark.parametrize("interval", [0.0003, 0.003, 0.03])
+def test_signal_handlers_that_raise_within_send(connect: Connect, interval: float) -> None:
+    """As those of a synchronous worker do whose time is over. Nothing is left behind: no lock, no flag, no message."""
+    stop = threading.Event()
+    manager = ListenableManager(ping_interval=None)
+    conn, peer = connect(manager)
+    wait_until(lambda: manager.connections)
+    received = 0
+
+    def read() -> None:
+        nonlocal received
+        while not stop.is_set() and (data := peer.socket.recv(1 << 18)):
+            received += len(data)
+
+    def on_alarm(*args: object) -> None:
+        if armed:
+            raise Alarm
+
+    armed = False
+    reader = threading.Thread(target=read)
+    reader.start()
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, interval, interval)
+    alarms, end = 0, time.monotonic() + 2
+    try:
+        while time.monotonic() < end and conn.connected:
+            try:
+                armed = True
+                conn.send(bytes(5 << 20))
+                armed = False
+            except Alarm:
+                armed = False
+                alarms += 1
+            except ConnectionClosed:
+                break
+    except Alarm:  # Between two statements.
+        pass
+    finally:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert alarms > 0
+    lock = sender_of(conn).send_lock
+    assert lock.acquire(timeout=5), "a lock was left behind"
+    lock.release()
+    if conn.connected:
+        wait_until(lambda: conn.queued_bytes == 0, 5)  # The housekeeper sends what was left.
+        conn.send("still here")
+        conn.terminate()
+    wait_until(lambda: manager.stats()["threads"] == 0)
+    stop.set()
+    reader.join(TIMEOUT)

@@ -51,8 +51,8 @@ class Detached:
             undo.callback(self.socket.close)
             _check_headroom(self.socket.fileno())
             os.dup2(dummy.fileno(), shown.fileno(), inheritable=False)
+            self.unread = self.server.take_unread(environ)
             undo.pop_all()
-        self.unread = self.server.take_unread(environ)
 
     def release(self) -> None:
         """End the server's side; call it when the server has written its response, as the WSGI ``close()`` is."""

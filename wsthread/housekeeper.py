@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 from . import clock
 from .locks import taking
-from .logs import tell
+from .logs import tell_aside
 
 TICK = 0.25  # Seconds between two looks at the deadlines, unless a manager wants it shorter.
+_PATIENCE = 1.0  # Seconds to wait for the end of the thread.
 SOON = 0.01  # Seconds until :meth:`Housekeeper.flush_soon` flushes.
 
 
@@ -36,8 +37,7 @@ class Housekeeper:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # Guards everything below; the selector's registrations, not its waiting.
-        self._thread: threading.Thread | None = None
-        self._is_stopping = False
+        self._thread: threading.Thread | None = None  # Any other one that runs here has to end.
         self._tick = TICK
         self._checked: weakref.WeakSet[Checked] = weakref.WeakSet()
         self._soon: list[Callable[[], None]] = []
@@ -60,21 +60,23 @@ class Housekeeper:
             self._tick = min(self._tick, tick)
             if self._thread is not None and self._thread.is_alive():
                 return
-            has_died = self._thread is not None and not self._is_stopping
-            self._is_stopping = False
-            thread = threading.Thread(target=self._run, name="wsthread-housekeeper", daemon=True)
-            thread.start()
-            self._thread = thread
+            has_died = self._thread is not None
+            self._thread = threading.Thread(target=self._run, name="wsthread-housekeeper", daemon=True)
+            try:
+                self._thread.start()
+            except BaseException:
+                self._thread = None
+                raise
         if has_died:
-            tell(logging.ERROR, "the housekeeper's thread had died; it was started again")
+            tell_aside(logging.ERROR, "the housekeeper's thread had died; it was started again")
 
     def stop(self) -> None:
-        """End the thread and wait for that. A later :meth:`add` starts it again."""
+        """End the thread and wait a moment for that. A later :meth:`add` starts another one."""
         with taking(self._lock):
-            self._is_stopping, thread = True, self._thread
+            self._thread, thread = None, self._thread
         self._wake_write.send(b"\0")
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(_PATIENCE)
 
     def watch(self, fd: int, flush: Callable[[], None]) -> None:
         """Call ``flush`` whenever the file descriptor takes bytes, until :meth:`unwatch`."""
@@ -108,7 +110,7 @@ class Housekeeper:
 
     def _run(self) -> None:
         next_check = clock.now() + self._tick
-        while not self._is_stopping:
+        while self._thread is threading.current_thread():
             try:
                 for key, _ in self._selector.select(max(0.0, next_check - clock.now())):
                     survive(key.data)
@@ -117,16 +119,16 @@ class Housekeeper:
                     next_check = now + self._tick
                     self._check_all(now)
             except Exception as error:  # Such as a MemoryError.
-                tell(logging.ERROR, "error in the housekeeper's thread", error=error)
+                tell_aside(logging.ERROR, "error in the housekeeper's thread", error=error)
                 time.sleep(SOON)
 
     def _flush_all_soon(self) -> None:
-        self._wake_read.recv(1)
         time.sleep(SOON)  # Those who ask meanwhile are flushed along.
         with taking(self._lock):
             soon, self._soon = self._soon, []
         for flush in soon:
             survive(flush)
+        self._wake_read.recv(1)  # At last, so that whatever fails before is tried again.
 
     def _check_all(self, now: float) -> None:
         with taking(self._lock):
@@ -140,4 +142,4 @@ def survive(function: Callable[..., None], *args: Any) -> None:
     try:
         function(*args)
     except Exception as error:  # The thread has to live on; the bug has to be seen.
-        tell(logging.ERROR, "error in the housekeeper's thread", error=error)
+        tell_aside(logging.ERROR, "error in the housekeeper's thread", error=error)

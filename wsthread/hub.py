@@ -29,7 +29,7 @@ from .exceptions import ConnectionClosed, HandshakeError
 from .housekeeper import survive
 from .link import Link, Scope
 from .locks import taking
-from .logs import tell, tell_aside
+from .logs import PATIENCE, tell, tell_aside
 from .options import Options
 from .overflow import Excess, Posted
 from .receiving import Receiver
@@ -157,6 +157,7 @@ class Hub:
             hint = " for each address, and this one may be a proxy's: apply ProxyFix" if may_be_proxy(
                 request.environ) else ""
             raise _overload(f"{full} is {options.max_connections_per_address}{hint}", HTTPStatus.TOO_MANY_REQUESTS)
+        link = None
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
             link = Link(
@@ -164,7 +165,11 @@ class Hub:
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
         except BaseException as error:
-            self.registry.dismiss(client)
+            if link is None:
+                self.registry.dismiss(client)
+            else:  # Its thread may run, if a signal handler has raised.
+                link.abandon()
+                self._dismiss(link)
             if isinstance(error, (RuntimeError, OSError, MemoryError)):
                 raise _overload(f"no thread can be started ({error or type(error).__name__})") from error
             raise
@@ -218,17 +223,22 @@ class Hub:
         """Log the end of a connection; its thread calls it."""
         link = link_of(conn)
         totals = link.totals()
-        tell(
+        tell_aside(
             logging.INFO, "%s: closed with %s %r after %.1f s; %d messages of %d bytes in, %d of %d out, %d dropped",
             conn, conn.close_code, conn.close_reason, link.age, totals.messages_received, totals.bytes_received,
-            totals.messages_sent, totals.bytes_sent, totals.messages_dropped)
+            totals.messages_sent, totals.bytes_sent, totals.messages_dropped, patience=PATIENCE)
 
     def dismiss(self, conn: Connection) -> None:
         """Note that the thread of a connection ends; it calls it."""
         with taking(self._lock):
             self._departed.pop(threading.get_ident(), None)
-        link = link_of(conn)
-        link.sender.registry.dismiss(link.client)  # After a fork it is the parent's.
+        self._dismiss(link_of(conn))
+
+    def _dismiss(self, link: Link) -> None:
+        with taking(self._lock):
+            was_admitted, link.is_admitted = link.is_admitted, False
+        if was_admitted:
+            link.sender.registry.dismiss(link.client)  # After a fork it is the parent's.
 
     @property
     def current(self) -> Connection | None:
@@ -282,7 +292,7 @@ class Hub:
 
     def _note_slow(self, conn: Connection, excess: Excess) -> None:
         self.counters.slow()
-        tell(
+        tell_aside(
             logging.WARNING,
             "%s: the peer is too slow: %d bytes waited when %d more came, max_outbox_size is %d; overflow is %r",
             conn, excess.waited, excess.size, self._options.max_outbox_size, self._options.overflow)
@@ -321,7 +331,7 @@ class Hub:
         """Return a line for each connection."""
         now = clock.now()
         lines = [
-            f"{link_of(conn).describe(now)}, groups: {', '.join(sorted(conn.groups)) or 'none'}"
+            f"{link_of(conn).describe(now)}, groups: {', '.join(sorted(map(_in_a_line, conn.groups))) or 'none'}"
             for conn in self.alive()]
         return "\n".join([f"{len(lines)} connections", *lines])
 
@@ -358,7 +368,7 @@ class Hub:
         for conn in sorted(held, key=held.__getitem__, reverse=True):
             if total <= limit:
                 break
-            conn.terminate(f"{held[conn]} bytes were held for it, and more than max_held_size for all")
+            link_of(conn).give_up(f"{held[conn]} bytes were held for it, and more than max_held_size for all")
             total -= held[conn]
             self.counters.greedy()
             tell_aside(
@@ -417,6 +427,10 @@ class Hub:
         for conn in [*(one.conn for one in self._alive.values()), *self._departed.values()]:
             link_of(conn).close_after_fork()
         self.reset()
+
+
+def _in_a_line(group: str) -> str:
+    return group if group.isprintable() else repr(group)
 
 
 def _overload(reason: str, status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE) -> HandshakeError:

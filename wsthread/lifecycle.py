@@ -18,7 +18,7 @@ import threading
 import weakref
 from typing import Protocol
 
-from . import clock, servers
+from . import clock, logs, servers
 from .housekeeper import Housekeeper
 from .locks import taking
 from .logs import tell
@@ -132,6 +132,7 @@ def _shut_down_all() -> None:
 def _reset_all() -> None:
     global _lock, _housekeeper
     _lock = threading.Lock()  # Another thread of the parent may have held it.
+    logs.reset_after_fork()
     if _housekeeper is not None:
         _housekeeper.close_after_fork()
         _housekeeper = None

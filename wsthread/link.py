@@ -38,6 +38,7 @@ from .wire.deflate import Agreement
 from .wire.frames import CloseCode
 from .wire.protocol import Close, Protocol
 
+_USUAL_REQUEST = 1 << 14  # Bytes of a handshake that do not count as held. What browsers send is smaller.
 #: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
 Scope: TypeAlias = "Callable[[Any], AbstractContextManager[Any]]"
 
@@ -57,10 +58,14 @@ class Link:
     Attributes:
         sender: the sending half, with the state.
         receiver: the receiving half.
+        is_admitted: whether the connection counts in ``max_connections``. The hub owns it.
         callback: what of the application runs, and since when; None between callbacks. The connection's thread owns it.
     """
 
-    __slots__ = ("request", "scope", "client", "sender", "receiver", "callback", "_opened_at")
+    __slots__ = (
+        "request", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
+        "_request_size",
+    )
 
     def __init__(
         self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
@@ -75,8 +80,11 @@ class Link:
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
         self.receiver = Receiver(request, options, self.sender, now)
+        self.is_admitted = True
         self.callback: tuple[str, float] | None = None
         self._opened_at = now
+        size = sum([len(value) for value in request.environ.values() if isinstance(value, str)])
+        self._request_size = size if size > _USUAL_REQUEST else 0
 
     def __str__(self) -> str:
         return name_of(self.request)
@@ -138,7 +146,7 @@ class Link:
             self.sender.open(transport, response)
             self.receiver.open(transport, unread)
         except BaseException:
-            transport.close()
+            self.sender.finish(transport)
             self.abandon()
             raise
 
@@ -167,6 +175,8 @@ class Link:
         receiver = self.receiver
         if receiver.waiting_since is None:
             receiver.attend()
+        if self.sender.is_forgotten:
+            self.sender.flush()
         begun_at, patience = receiver.begun_at, self.sender.options.message_timeout
         if begun_at is not None and patience is not None and now - begun_at >= patience:
             if receiver.is_deaf():  # It is we who do not read.
@@ -182,7 +192,13 @@ class Link:
         """Begin another second for the peer's empty frames; return how many bytes are held for the connection."""
         receiver, sender = self.receiver, self.sender
         sender.protocol.renew_empty_frames()
-        return sender.outbox.cost + receiver.held
+        return sender.outbox.cost + receiver.held + self._request_size
+
+    def give_up(self, reason: str) -> None:
+        """Cut the connection and give up what is held for it."""
+        self.sender.terminate(reason)
+        self.receiver.forget()
+        self._request_size = 0  # It has done its part.
 
     # For the operator
 

@@ -3,16 +3,20 @@
 A line never steers: what a handler or a filter of the application raises goes to ``sys.stderr``, as with errors of
 handlers in :mod:`logging`. A handler may also take long, or never come back. So a thread that has more to do for a
 connection lets another one tell, and waits for it :data:`PATIENCE` at most; the housekeeper's does not wait at all.
+There is one such other thread per process, as long as there are lines for it.
 """
 
 from __future__ import annotations
 
 import contextvars
 import logging
+import math
+import queue
 import sys
 import threading
+import time
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 from werkzeug.wrappers import Request
 
@@ -20,6 +24,7 @@ logger = logging.getLogger("wsthread")
 _TOLD = "_wsthread_told"  # The attribute of an exception that is in the application's own log.
 
 PATIENCE = 1.0  #: Seconds to wait for a line to be told.
+_MOST_LINES = 1000  # That wait for a handler of the log. More are lost, and counted.
 
 
 def tell(level: int, message: str, *args: object, error: BaseException | None = None) -> None:
@@ -32,7 +37,9 @@ def tell(level: int, message: str, *args: object, error: BaseException | None = 
         error: whose traceback to add; None for none.
     """
     try:
-        logger.log(level, message, *args, exc_info=error, stacklevel=2)
+        if logger.isEnabledFor(level):  # A handler may keep the line, which is to keep no connection alive.
+            plain = [one if isinstance(one, (int, float, str)) else str(one) for one in args]
+            logger.log(level, message, *plain, exc_info=error, stacklevel=2)
     except BaseException:  # As broad as what the application's code may raise.
         if logging.raiseExceptions and sys.stderr is not None:
             traceback.print_exc()
@@ -41,7 +48,7 @@ def tell(level: int, message: str, *args: object, error: BaseException | None = 
 def tell_aside(
     level: int, message: str, *args: object, error: BaseException | None = None, patience: float = 0.0,
 ) -> None:
-    """Do what :func:`tell` does in a thread of its own, for a thread that has more to do.
+    """Do what :func:`tell` does in another thread, for a thread that has more to do.
 
     The line is told in the context of the caller (:mod:`contextvars`), which is Flask's, say.
 
@@ -52,15 +59,77 @@ def tell_aside(
         error: likewise.
         patience: seconds to wait until the line is out. Default 0.
     """
-    told = contextvars.copy_context()
-    thread = threading.Thread(
-        target=told.run, args=(tell, level, message, *args), kwargs={"error": error}, name="wsthread-log", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # There is no thread to be had; the line is worth less than the caller's work.
+    if not logger.isEnabledFor(level):
         return
-    if patience:
-        thread.join(patience)
+    try:
+        line = _Line(contextvars.copy_context(), level, message, args, error, threading.Event())
+        if _aside.add(line) and patience:  # A handler that is stuck costs each caller nothing more.
+            line.is_out.wait(patience)
+    except (RuntimeError, MemoryError):  # There is no thread to be had; the line is worth less than the caller's work.
+        pass
+
+
+class _Line(NamedTuple):
+    context: contextvars.Context
+    level: int
+    message: str
+    args: tuple[object, ...]
+    error: BaseException | None
+    is_out: threading.Event
+
+
+class _Aside:
+    """Lines that wait for the thread that tells them. No lock is held while anything else happens."""
+
+    def __init__(self) -> None:
+        self._lines: queue.SimpleQueue[_Line] = queue.SimpleQueue()
+        self._runs = threading.Lock()  # Held as long as there is the thread, or somebody is about to start it.
+        self._lost = 0  # About: who adds does not wait for others who do.
+        self._since = math.inf  # When the line began that is being told.
+
+    def add(self, line: _Line) -> bool:
+        """Let a line be told; return whether that will be soon.
+
+        Raises:
+            RuntimeError: the system starts no more threads. The line waits for one.
+        """
+        if self._lines.qsize() >= _MOST_LINES:
+            self._lost += 1
+            return False
+        self._lines.put(line)
+        if self._runs.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._run, name="wsthread-log", daemon=True).start()
+            except BaseException:
+                self._runs.release()
+                raise
+        return time.monotonic() - self._since < PATIENCE
+
+    def _run(self) -> None:
+        while True:
+            try:
+                line = self._lines.get_nowait()
+            except queue.Empty:
+                self._runs.release()
+                if self._lines.empty() or not self._runs.acquire(blocking=False):
+                    return
+                continue
+            lost, self._lost = self._lost, 0
+            if lost:
+                tell(logging.WARNING, "%d lines were lost, a handler of the log took too long", lost)
+            self._since = time.monotonic()
+            line.context.run(tell, line.level, line.message, *line.args, error=line.error)
+            self._since = math.inf
+            line.is_out.set()
+
+
+_aside = _Aside()
+
+
+def reset_after_fork() -> None:
+    """Forget the parent's thread, and the lines that it is going to tell."""
+    global _aside
+    _aside = _Aside()
 
 
 def path_of(environ: dict[str, Any]) -> str:

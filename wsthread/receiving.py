@@ -231,6 +231,12 @@ class Receiver:
         """Tell whether the peer may well be alive and not be heard: the inbox is full, or a visit was too short."""
         return self._has_input or self._is_full()
 
+    def forget(self) -> None:
+        """Give up the messages that wait for an application that works: they take too much memory."""
+        if self.lock.acquire(blocking=False):  # Else the application is getting them.
+            self._inbox = None
+            self.lock.release()
+
     # The receive lock is held
 
     def _is_full(self) -> bool:

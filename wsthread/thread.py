@@ -6,6 +6,7 @@ Application code runs *guarded*: what it raises is logged, reported to ``on_erro
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Protocol
 from .connection import Connection, link_of
 from .ending import State
 from .exceptions import ConnectionClosed
-from .logs import tell_error
+from .logs import tell_aside, tell_error
 from .wire.frames import CloseCode
 
 #: Told of each exception of application code, as ``observer(conn, error)`` in its thread, before the connection closes.
@@ -89,21 +90,29 @@ def _run(conn: Connection, host: Host) -> None:
         _let_others_run_first()
         if link_of(conn).wait_opened():
             _live(conn, host)
+    except BaseException as error:  # Such as a MemoryError.
+        tell_aside(logging.ERROR, "%s: error in its thread", conn, error=error)
+        link_of(conn).finish()  # It may have been before the connection was OPEN.
     finally:
         host.dismiss(conn)
 
 
 def _live(conn: Connection, host: Host) -> None:
+    has_arrived = False
     try:
         host.arrive(conn)
+        has_arrived = True
         guard(conn, host, host.serve)
-    finally:
+    finally:  # Whatever fails, the rest has its turn.
         try:
             link_of(conn).finish()
         finally:
-            host.depart(conn)
-            guard(conn, host, host.report_close)
-            host.tell_end(conn)
+            try:
+                host.depart(conn)
+            finally:
+                if has_arrived:
+                    guard(conn, host, host.report_close)
+                host.tell_end(conn)
 
 
 def _let_others_run_first() -> None:

@@ -182,8 +182,19 @@ class _Switch:
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
         try:
+            return self._switched(response, link, detached, data)
+        except BaseException:
+            detached.release()
+            raise
+
+    @staticmethod
+    def _switched(
+        response: Response, link: Link, detached: Detached, data: bytes,
+    ) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
+        try:
             transport = Transport(detached.socket)
         except BaseException:
+            detached.socket.close()
             link.abandon()
             raise
 
@@ -196,7 +207,12 @@ class _Switch:
 
         # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no Content-Type.
         ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
-        return _Body(end), "101 Switching Protocols", ignored
+        try:
+            return _Body(end), "101 Switching Protocols", ignored
+        except BaseException:
+            transport.close()
+            link.abandon()
+            raise
 
     @staticmethod
     def _detach(environ: dict[str, Any], link: Link) -> Detached:

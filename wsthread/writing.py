@@ -34,6 +34,7 @@ _OPEN = State.OPEN  # Looking a member up in its enum costs as much as a functio
 # Replies that leave together are at most so many, and each smaller than so many bytes.
 _HELD_MESSAGES, HELD_SIZE = 64, 4096
 _FLUSHES = 16  # Writes without a pause.
+_INTERRUPTED = "interrupted within a frame"
 _LONGEST_POLL = 1.0  # Seconds. Whoever closes the socket wakes a poll, unless it begins in that moment.
 
 
@@ -90,6 +91,13 @@ class Writer(SendState):
         """Let a child of a fork send; the thread that held the lock may not run there."""
         self.send_lock, self._progress = threading.Lock(), None
 
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether something waits, and nobody is going to send it: a signal handler raised in whoever had to see to it.
+        """
+        return self.outbox.size > 0 and not (self._is_watched or self._is_polled) or (
+            bool(self._held) and not self._is_flushed_soon)
+
     def flush(self) -> None:
         """Send what the kernel takes now. Any thread may call it."""
         with taking(self.send_lock):
@@ -119,24 +127,33 @@ class Writer(SendState):
             data, messages, droppable = b"".join([*self._held, data]), messages + len(self._held), False
             self._held.clear()
             self.update_clear()
-        sent = 0
-        if not self.outbox.size:
-            sent = self._try(data)
-            if sent == len(data):
-                self.messages_sent += messages
-                return None
-        return self._keep(memoryview(data)[sent:] if sent else data, messages, droppable and not sent)
+        before, sent = self.bytes_sent, 0
+        try:
+            if not self.outbox.size:
+                sent = self._try(data)
+                if sent == len(data):
+                    self.messages_sent += messages
+                    return None
+            return self._keep(memoryview(data)[sent:] if sent else data, messages, droppable and not sent)
+        except BaseException:
+            self._cut_unless(before)
+            raise
 
     def write_large(self, header: bytes, payload: bytes) -> Entry | None:
         """The same for a message in two pieces, which are not joined unless something waits."""
         if self._held or self.outbox.size:
             return self.write(header + payload, 1)
-        sent = self._try(payload, header)
-        missing = len(header) + len(payload) - sent
-        if missing == 0:
-            self.messages_sent += 1
-            return None
-        return self._keep(memoryview(payload)[-missing:] if missing < len(payload) else header[sent:] + payload, 1)
+        before = self.bytes_sent
+        try:
+            sent = self._try(payload, header)
+            missing = len(header) + len(payload) - sent
+            if missing == 0:
+                self.messages_sent += 1
+                return None
+            return self._keep(memoryview(payload)[-missing:] if missing < len(payload) else header[sent:] + payload, 1)
+        except BaseException:
+            self._cut_unless(before)
+            raise
 
     def write_control(self, data: bytes) -> None:
         """Send a control frame, which no caller waits for."""
@@ -170,8 +187,8 @@ class Writer(SendState):
         if len(self._held) >= _HELD_MESSAGES:
             self.flush_now()
         elif not self._is_flushed_soon:
-            self._is_flushed_soon = True
             self._housekeeper.flush_soon(self._flush_held)
+            self._is_flushed_soon = True
 
     @property
     def holds(self) -> bool:
@@ -192,11 +209,24 @@ class Writer(SendState):
         assert self.transport is not None
         try:
             sent = self.transport.send_both(header, bytes(data)) if header else self.transport.send(data)
+            self.bytes_sent += sent
+            return sent
         except OSError as error:
             self.broke(error)
             raise self.closed_error() from error
-        self.bytes_sent += sent
-        return sent
+        except MemoryError:  # Nothing was sent.
+            raise
+        except BaseException:  # A signal handler came before that was counted.
+            self.cut(_INTERRUPTED)
+            raise
+
+    def _cut_unless(self, bytes_sent: int) -> None:
+        """Cut the connection after an exception, of a signal handler, say, or for want of memory.
+
+        Unless no more was sent than these bytes: the rest of a frame, of which a part has left, is lost.
+        """
+        if self.bytes_sent != bytes_sent:
+            self.cut(_INTERRUPTED)
 
     def _keep(self, data: bytes | memoryview, messages: int, droppable: bool = False) -> Entry:
         """Put into the outbox what the kernel does not take now."""
@@ -239,19 +269,25 @@ class Writer(SendState):
         if self.transport is None:
             return
         has_waited = outbox.size > 0
+        noted = self.bytes_sent
         try:
             if self._held:
                 self.write(b"")
+                noted = self.bytes_sent
             for _ in range(_FLUSHES):
                 if not outbox.size:
                     break
                 data = outbox.first
                 sent = self._try(data)
                 self.messages_sent += outbox.remove(sent)
+                noted = self.bytes_sent
                 if sent < len(data):
                     break
         except ConnectionClosed:
             pass
+        except BaseException:
+            self._cut_unless(noted)
+            raise
         if outbox.size:
             self.watch()
         else:
@@ -324,7 +360,7 @@ class Writer(SendState):
         finally:
             self._wake()  # One of the others has to go on.
             if self.outbox.size:
-                self.watch()
+                self.watch()  # A signal handler may keep us from it; see is_forgotten.
 
     def _wait(self, timeout: float) -> None:
         """Wait until the peer takes more and send it; the lock is released while waiting."""
@@ -337,8 +373,8 @@ class Writer(SendState):
         self._is_polled = True
         try:
             self._unwatch()
-            self.send_lock.release()
             try:
+                self.send_lock.release()  # A signal handler may raise as soon as it is released.
                 transport.wait(writable=True, timeout=timeout)
             finally:
                 _acquire(self.send_lock)
@@ -387,10 +423,11 @@ class Writer(SendState):
 def _acquire(lock: threading.Lock) -> None:
     """Take a lock that the caller has to hold, whatever signal handlers raise meanwhile; then raise that."""
     raised: BaseException | None = None
-    while True:
+    taken: list[bool] = []
+    while not taken:
         try:
-            lock.acquire()
-            break
+            # One step for Python, so that no signal handler comes between taking the lock and noting that.
+            taken.extend(map(lock.acquire, (True,)))
         except BaseException as error:
             raised = error
     if raised is not None:

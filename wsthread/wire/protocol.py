@@ -157,7 +157,11 @@ class Protocol:
             self._deflater = Deflater(
                 self._agreement.deflate.level, self._agreement.server_max_window_bits,
                 self._agreement.server_context_takeover)
-        return encode_compressed(opcode, octets, self._deflater)
+        try:
+            return encode_compressed(opcode, octets, self._deflater)
+        except BaseException:  # Such as a MemoryError. The window has a message that the peer will not get.
+            self._deflater = None
+            raise
 
     def send_header(self, payload: bytes) -> bytes | None:
         """Return what goes before a payload that is sent as it is; None when it has to be compressed."""
