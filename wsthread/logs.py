@@ -38,7 +38,7 @@ def tell(level: int, message: str, *args: object, error: BaseException | None = 
     """
     try:
         if logger.isEnabledFor(level):  # A handler may keep the line, which is to keep no connection alive.
-            plain = [one if isinstance(one, (int, float, str)) else str(one) for one in args]
+            plain = [one if one is None or isinstance(one, (int, float, str)) else str(one) for one in args]
             logger.log(level, message, *plain, exc_info=error, stacklevel=2)
     except BaseException:  # As broad as what the application's code may raise.
         if logging.raiseExceptions and sys.stderr is not None:
@@ -168,7 +168,7 @@ def tell_error(conn: object, where: str, error: BaseException) -> None:
     """
     if vars(error).pop(_TOLD, False):  # It may be raised again.
         tell_aside(
-            logging.WARNING, "%s: error in %s, see the log of the application: %r", conn, where, error,
+            logging.WARNING, "%s: error in %s, see the log of the application: %s", conn, where, repr(error),
             patience=PATIENCE)
     else:
         tell_aside(logging.ERROR, "%s: error in %s", conn, where, error=error, patience=PATIENCE)
