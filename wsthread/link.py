@@ -151,7 +151,7 @@ class Link:
             raise
 
     def abandon(self) -> None:
-        """Let the connection's thread end: there will be no 101."""
+        """Let the connection's thread end: there will be no 101. Nothing happens when the connection is open."""
         self.receiver.abandon()
 
     def wait_opened(self) -> bool:

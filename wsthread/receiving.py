@@ -80,14 +80,14 @@ class Receiver:
     __slots__ = (
         "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender",
         "_protocol",
-        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at",
-        "has_peer_left", "_allowance", "_allowance_since",
-        "_frames_counted", "_is_unwanted", "_late",
+        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "_allowance",
+        "_allowance_since", "_frames_counted", "_is_unwanted", "_late", "_is_born",
     )
 
     def __init__(self, request: Request, options: Options, sender: Sender, now: float) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()  # Until open() or abandon().
+        self._is_born = False  # Whether one of them was called.
         self.waiting_since: float | None = None
         self.messages_received = 0
         self.bytes_received = 0
@@ -113,12 +113,15 @@ class Receiver:
         self._transport = transport
         if unread:
             self._take(unread)
+        self._is_born = True
         self.lock.release()
 
     def abandon(self) -> None:
-        """Let others have the receiving half of a connection that will not be open."""
-        self._transport = None
-        self.lock.release()
+        """Let others have the receiving half of a connection that will not be open; nothing happens when it is."""
+        if not self._is_born:
+            self._is_born = True
+            self._transport = None
+            self.lock.release()
 
     def wait_opened(self) -> bool:
         """Wait until open() or abandon() was called; tell which."""
@@ -331,10 +334,12 @@ class Receiver:
         """Close the socket: the connection is CLOSED."""
         self._transport = None
         self._room = None
-        self._protocol.release()
-        if self._sender.ending.is_ours:
-            self._inbox = None  # None of it will be handed over.
-        self._sender.finish(transport)
+        try:
+            self._protocol.release()
+            if self._sender.ending.is_ours:
+                self._inbox = None  # Nobody will get it.
+        finally:
+            self._sender.finish(transport)
 
     def _is_within_rate(self, rate: float) -> bool:
         """Count frames against ``max_message_rate``; close when they are more."""

@@ -208,10 +208,15 @@ class Sender(Writer):
     def finish(self, transport: Transport) -> None:
         """Close the socket: the last step."""
         with taking(self.send_lock):
-            self.cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
-            transport.close()
-            self.set_transport(None)
-            self.ending.finish()
+            try:
+                self.cut("closed")  # Wakes who still waits in send(), and closes TCP for every copy of the socket.
+            finally:
+                try:
+                    transport.close()
+                finally:
+                    self.clear = False
+                    self.transport, self.fd = None, -1
+                    self.ending.finish()
 
     def check(self, now: float, *, received: int, is_deaf: bool, idle_since: float | None) -> None:
         """Do what is due; for the arguments see :meth:`wsthread.deadlines.Deadlines.check`."""

@@ -145,8 +145,9 @@ class Transport:
                     break
         except OSError:
             pass
-        self._socket.close()
-        self._take_handle()  # The number may be another file's from now on.
+        finally:
+            self._socket.close()
+            self._take_handle()  # The number may be another file's from now on.
 
     def close_copy(self) -> None:
         """Close a copy that a fork made; the connection itself is not touched."""

@@ -178,54 +178,51 @@ class _Switch:
         data = encode_response(headers)
         try:
             link = link_of(self._prepare())
-            detached = self._detach(environ, link)
+            try:
+                return self._open(environ, link, data, response)
+            except BaseException:
+                link.abandon()
+                raise
         except HandshakeError as error:
             return self._refuse(environ, error).get_wsgi_response(environ)
+
+    @staticmethod
+    def _open(
+        environ: dict[str, Any], link: Link, data: bytes, response: Response,
+    ) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         try:
-            return self._switched(response, link, detached, data)
+            detached = Detached(environ)
+        except OSError as error:
+            raise HandshakeError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
+                [("Retry-After", "5")]) from error
+        try:
+            return _Switch._switched(link, data, response, detached)
         except BaseException:
             detached.release()
             raise
 
     @staticmethod
     def _switched(
-        response: Response, link: Link, detached: Detached, data: bytes,
+        link: Link, data: bytes, response: Response, detached: Detached,
     ) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         try:
             transport = Transport(detached.socket)
-        except BaseException:
-            detached.socket.close()
-            link.abandon()
-            raise
 
-        def end() -> None:
-            try:
-                response.close()
-            finally:
-                detached.release()
-                link.open(transport, data, detached.unread)
+            def end() -> None:
+                try:
+                    response.close()
+                finally:
+                    detached.release()
+                    link.open(transport, data, detached.unread)
 
-        # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no Content-Type.
-        ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
-        try:
+            # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no
+            # Content-Type.
+            ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
             return _Body(end), "101 Switching Protocols", ignored
         except BaseException:
-            transport.close()
-            link.abandon()
-            raise
-
-    @staticmethod
-    def _detach(environ: dict[str, Any], link: Link) -> Detached:
-        try:
-            return Detached(environ)
-        except OSError as error:
-            link.abandon()
-            raise HandshakeError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
-                [("Retry-After", "5")]) from error
-        except BaseException:
-            link.abandon()
+            detached.socket.close()
             raise
 
 
