@@ -4,7 +4,8 @@ PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-.PHONY: help run run-django test integration matrix style types cover fuzz conformance bench bench-connections bench-slow bench-sleepers docs-options clean
+.PHONY: help run run-django test integration matrix style types cover fuzz sanitize conformance bench bench-connections
+.PHONY: bench-slow bench-sleepers bench-hostile docs-options clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT)"
@@ -14,11 +15,13 @@ help:
 	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
 	@echo "make style types  check the code's style and its types"
 	@echo "make cover        run the tests of each module in one process and show their coverage"
-	@echo "make fuzz         fuzz the parser and the handshake with atheris; RUNS=10000000 for more than a minute of it"
+	@echo "make fuzz         fuzz the parser, the handshake and the C extension with atheris; RUNS=10000000 for more than a minute of it"
+	@echo "make sanitize     run the tests of the C extension with ASan, UBSan and TSan, and random calls of it"
 	@echo "make conformance  run the Autobahn test suite; it needs Python 2.7; CASES='1.* 7.*' for some of it"
 	@echo "make bench        compare with other servers, half an hour; ARGS='--rounds 1 --seconds 0.5', ARGS=--help"
 	@echo "make bench-connections bench-slow   hold 10,000 connections; broadcast while somebody does not read"
 	@echo "make bench-sleepers   ping 2,000 connections whose handlers sleep, and close half of them"
+	@echo "make bench-hostile   measure what peers that mean harm take, and cost the others"
 	@echo "make docs-options write docs/options.rst from the definitions of the options"
 	@echo "make clean        remove what the others made"
 
@@ -65,12 +68,17 @@ fuzz: .venv/.fuzz
 	$(BIN)/python tests/fuzz/fuzz_handshake.py -runs=$(or $(RUNS),50000)
 	$(BIN)/python tests/fuzz/fuzz_parser.py -runs=$(or $(RUNS),200000)
 	$(BIN)/python tests/fuzz/fuzz_handover.py -runs=$(or $(RUNS),100000)
+	$(BIN)/python tests/fuzz/fuzz_speedups.py -runs=$(or $(RUNS),20000)
 
 .venv/.fuzz: setup.cfg pyproject.toml | .venv/bin/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fuzz]" || { \
 		echo "make fuzz needs atheris. PyPI has it for CPython 3.10 to 3.14 on Linux on x86-64; elsewhere it has to be" \
 			"compiled with Clang and its libFuzzer. This is $$($(BIN)/python -VV), $$(uname -sm)." >&2; exit 1; }
 	@touch $@
+
+# ARGS=tests/test_chaos.py for other tests. Copies of the package with their extensions are in build/sanitize.
+sanitize: .venv/.test
+	$(BIN)/python tests/sanitize.py $(ARGS)
 
 conformance: .venv/.run
 	$(BIN)/python tests/conformance.py
@@ -82,6 +90,10 @@ BUILT_FROM := setup.cfg setup.py pyproject.toml wsthread/_speedups.c wsthread/ga
 BENCH := build/bench/venv
 bench: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/compare.py $(ARGS)
+
+# It needs none of the others' servers.
+bench-hostile: .venv/.run
+	$(BIN)/python benchmarks/hostile.py $(ARGS)
 
 bench-connections bench-slow bench-sleepers: bench-%: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/$*.py $(ARGS)

@@ -1,8 +1,8 @@
 """Peers that mean harm: the memory that they take, and what they cost the others: ``make bench-hostile``.
 
-*Memory*: for each kind a fresh gunicorn, so many connections, and its resident memory before them, with them, after
-they left, and after glibc has given back what it keeps of freed memory (``malloc_trim``). ``max_held_size`` terminates
-some of them when all hold more than that; the rest is what is left.
+*Memory*: for each kind a fresh gunicorn, so many connections, and how much its resident memory grows with them, and is
+more when they have left; each as it is, and trimmed: after glibc has given back what it keeps of freed memory
+(``malloc_trim``). ``max_held_size`` terminates some when all hold more than that; the rest is what is left.
 
 *Flood*: 100 honest clients exchange messages at a moderate rate, a page is loaded again and again, and a broadcast goes
 to all twenty times a second, without and with 8 hostile peers of one kind. Who is closed comes back at once.
@@ -164,9 +164,9 @@ HOARDERS = [
     Hoarder("90 headers of 8,000 bytes", 250, headers=tuple(f"X-{n}: {'x' * 8000}" for n in range(90))),
     Hoarder("empty Pings, never reads", 4, pings=1_500_000),
     Hoarder("the same without max_control_rate", 4, pings=1_500_000, options={"max_control_rate": None}),
-    Hoarder("does not read 20-byte broadcasts", 50, broadcasts=(60_000, 20)),
-    Hoarder("does not read 6-byte broadcasts", 50, broadcasts=(60_000, 6)),
-    Hoarder("the same with drop_oldest", 50, broadcasts=(60_000, 6), options={"overflow": "drop_oldest"}),
+    Hoarder("does not read 20-byte broadcasts", 10, broadcasts=(300_000, 20)),
+    Hoarder("does not read 6-byte broadcasts", 10, broadcasts=(800_000, 6)),
+    Hoarder("the same with drop_oldest", 10, broadcasts=(800_000, 6), options={"overflow": "drop_oldest"}),
 ]
 
 
@@ -196,6 +196,7 @@ def hoard(kind: Hoarder, cpu: int) -> Row:
             server.get("/broadcast?number=%d&size=%d" % kind.broadcasts)
         time.sleep(SETTLE)
         held = server.stats()
+        tight = int(server.get("/trim"))
         for sock in socks:
             sock.close()
         _wait_gone(server)
@@ -204,8 +205,8 @@ def hoard(kind: Hoarder, cpu: int) -> Row:
         trimmed = int(server.get("/trim"))
         return {
             "what": kind.what, "number": kind.number, "left": held["connections"]["open"], "greedy": held["greedy"],
-            "held": held["resident"] - before, "each": (held["resident"] - before) / kind.number,
-            "after": after - before, "trimmed": trimmed - before}
+            "held": held["resident"] - before, "tight": tight - before, "each": (tight - before) / kind.number,
+            "after": after - before, "trimmed": trimmed - before, "closed": held["closed"]}
     finally:
         server.stop()
 
@@ -375,9 +376,14 @@ def _quantiles(times: list[float]) -> dict[str, float]:
 def memory_table(rows: Iterable[Row]) -> list[str]:
     """Return its lines."""
     return report.grid([
-        ["what the peer does", "peers", "left", "terminated", "KiB each", "MiB all", "MiB after", "MiB trimmed"],
-        *([row["what"], str(row["number"]), str(row["left"]), str(row["greedy"]), f"{row['each'] / 1024:.1f}",
-           *(f"{row[key] / MEBIBYTE:.1f}" for key in ("held", "after", "trimmed"))] for row in rows)])
+        ["what the peer does", "peers", "left", "terminated", "MiB all", "trimmed", "KiB each", "MiB after", "trimmed"],
+        *([row["what"], str(row["number"]), str(row["left"]), str(row["greedy"]), _mebibytes(row, "held"),
+           _mebibytes(row, "tight"), f"{row['each'] / 1024:.1f}", _mebibytes(row, "after"), _mebibytes(row, "trimmed"),
+           ] for row in rows)])
+
+
+def _mebibytes(row: Row, key: str) -> str:
+    return f"{row[key] / MEBIBYTE:.1f}"
 
 
 def flood_table(rows: Iterable[Row]) -> list[str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable
 
 import pytest
+
+
+if os.environ.get("WITHOUT_GC"):  # As some preforking deployments run. What is only freed by it stays then.
+    gc.disable()
 
 
 @pytest.fixture(scope="session")
