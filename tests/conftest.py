@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import pytest
 
-
 if os.environ.get("WITHOUT_GC"):  # As some preforking deployments run. What is only freed by it stays then.
     gc.disable()
 
