@@ -19,7 +19,9 @@ from layers import FILES, MODULES, PURE, TESTS, namesake
 #: Percent of lines and branches of all modules together. Those of PURE are covered wholly.
 LEAST = 96
 WITHOUT_C = {*map(namesake, MODULES), TESTS / "test_fanout.py"} - {TESTS / "test_servers.py"}
-WITH_C = {*map(namesake, PURE), namesake("speedups")}
+#: Tests of pure modules that are named after what they are about.
+PURE_TOPICS = {TESTS / f"test_{name}.py" for name in ("kept_window", "subprotocols", "compression", "json")}
+WITH_C = {*map(namesake, PURE), *PURE_TOPICS, namesake("speedups")}
 
 
 def run_tests(files: set[Path], speedups: str) -> int:

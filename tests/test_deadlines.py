@@ -216,3 +216,15 @@ def test_a_peer_can_be_stuck_while_closing() -> None:
 
 
 # Time that is made to pass
+
+
+def test_a_close_that_waits_behind_bytes_the_peer_still_takes() -> None:
+    """``close_timeout`` begins anew as long as they leave, and when the Close itself has left."""
+    deadlines = Deadlines(options(close_timeout=10.0), 100.0)
+    deadlines.closing(100.0, 500)
+    assert check(deadlines, 110.0, sent=600, waiting=True) == NOTHING
+    assert check(deadlines, 119.0, sent=600, waiting=True) == NOTHING
+    assert check(deadlines, 120.0, sent=700, waiting=True) == NOTHING
+    deadlines.closing(125.0, 800)  # All has left.
+    assert check(deadlines, 134.0, sent=800) == NOTHING
+    assert check(deadlines, 135.0, sent=800)[0] is Action.CUT

@@ -16,7 +16,7 @@ from wire import (
     fragments, inflated, pump, pump_in_place, server_frames, whole,
 )
 
-from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
+from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError, RateExceeded
 from wsthread.wire.deflate import Agreement, Deflate, Deflater, Inflater
 from wsthread.wire.frames import Opcode
 from wsthread.wire.messages import MessageReader, PreparedMessage, encode_compressed, encode_message, to_octets
@@ -582,3 +582,34 @@ def test_text_that_ends_within_a_code_point_in_place() -> None:
     data = client_frame(TEXT, b"a" * 69_998 + b"\xe2\x82")
     events, error = read_in_place(pieces(data, 1500))
     assert (events, type(error)) == ([], InvalidPayload)
+
+
+def test_empty_frames_are_counted() -> None:
+    """So many may come until the count is set to 0 again."""
+    reader = MessageReader(max_empty_frames=3)
+    reader.feed(client_frame(PING) * 2 + client_frame(TEXT, b"", fin=False) + client_frame(TEXT, b"", fin=True))
+    reader.empty_frames = 0
+    reader.feed(client_frame(PING) * 3)
+    assert [reader.next_message() for _ in range(2)] == [(PING, b"")] * 2
+
+
+def test_too_many_empty_frames() -> None:
+    reader = MessageReader(max_empty_frames=2)
+    reader.feed(client_frame(PING) * 3)
+    assert reader.next_message() is not None
+    assert reader.next_message() is not None
+    with pytest.raises(RateExceeded, match="more than 2 control frames and empty fragments"):
+        reader.next_message()
+    assert reader.frames == 3
+
+
+def test_what_is_held_of_a_message() -> None:
+    reader = MessageReader(max_size=1 << 20)
+    assert (reader.held, reader.is_within_message) == (0, False)
+    reader.feed(client_frame(TEXT, b"part", fin=False))
+    assert reader.next_message() is None
+    assert (reader.held, reader.is_within_message) == (4, True)
+    reader.feed(client_frame(CONTINUATION, bytes(1 << 16))[:10_000])
+    assert reader.next_message() is None
+    assert reader.room() is not None
+    assert reader.held == 4 + (1 << 16)

@@ -434,3 +434,17 @@ def test_header_of_a_payload_that_is_sent_as_it_is() -> None:
     assert server_frames(header + octets) == [ServerFrame(BINARY, octets)]
     assert Protocol(agreement=agreed(threshold=80_000)).send_header(octets) == header
     assert Protocol(agreement=agreed(threshold=1024)).send_header(octets) is None
+
+
+def test_release() -> None:
+    """Nothing is held of messages any more, and nothing comes."""
+    protocol = Protocol(agreement=agreed(threshold=4))
+    protocol.send_message("a message")
+    protocol.receive_data(client_frame(TEXT, b"part", fin=False))
+    assert protocol.next_event() is None
+    assert (protocol.held, protocol.is_within_message, protocol.frames) == (4, True, 1)
+    protocol.renew_empty_frames()
+    protocol.release()
+    assert (protocol.held, protocol.is_within_message, protocol.has_input) == (0, False, False)
+    protocol.receive_data(client_frame(TEXT, b"more"))
+    assert protocol.next_event() is None
