@@ -16,6 +16,7 @@ from wire import (
 )
 
 from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
+from wsthread.wire import protocol as protocol_module
 from wsthread.wire.deflate import Agreement, Deflate
 from wsthread.wire.frames import CloseCode, Opcode
 from wsthread.wire.messages import PreparedMessage
@@ -448,3 +449,25 @@ def test_release() -> None:
     assert (protocol.held, protocol.is_within_message, protocol.has_input) == (0, False, False)
     protocol.receive_data(client_frame(TEXT, b"more"))
     assert protocol.next_event() is None
+
+
+def test_a_peer_that_is_not_wanted() -> None:
+    protocol = Protocol()
+    protocol.fail()
+    protocol.receive_data(client_frame(TEXT, b"more"))
+    assert protocol.next_event() is None and not protocol.has_input
+
+
+def test_compression_that_fails_leaves_no_trace_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer would not understand what refers to a message that it never got."""
+    protocol = Protocol(agreement=agreed(threshold=4, server_context_takeover=True))
+    first = protocol.send_message("once more")
+
+    def fail(*args: object) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol_module, "encode_compressed", fail)
+        with pytest.raises(MemoryError):
+            protocol.send_message("lost")
+    assert protocol.send_message("once more") == first  # As from an empty window.
