@@ -221,6 +221,9 @@ def difference(specs: list[Spec], state: Before, we: Outcome, they: Outcome, the
     if compressed and theirs.finished[len(specs) - 1]:
         # RFC 7692 7.2.3.4: a sender may set BFINAL. They take nothing that follows it.
         return "BFINAL"
+    if compressed and not theirs.takeover and any(one.rsv & RSV1 for one in specs[:-1]):
+        # RFC 7692 7.1.1.2: nothing may refer to the message before. Safari does it all the same, so we understand it.
+        return "reference to the message before"
     if compressed and state.room is not None and {we.code, they.code} == {1002, 1009}:
         # The octet that shows that a message is too big may also be the one that is not DEFLATE.
         return "not DEFLATE at the limit"

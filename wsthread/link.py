@@ -11,6 +11,7 @@ runs the application's code, the housekeeper's thread does both in its place (:m
 
 from __future__ import annotations
 
+import itertools
 import random
 import secrets
 import sys
@@ -43,6 +44,9 @@ _USUAL_REQUEST = 1 << 14  # Bytes of a handshake that do not count as held. What
 Scope: TypeAlias = "Callable[[Any], AbstractContextManager[Any]]"
 
 
+_numbers = itertools.count()
+
+
 class Link:
     """The inside of one connection.
 
@@ -56,6 +60,7 @@ class Link:
         client: for whom the connection counts, see :mod:`wsthread.client_address`.
 
     Attributes:
+        number: connections that were accepted later have larger ones.
         sender: the sending half, with the state.
         receiver: the receiving half.
         is_admitted: whether the connection counts in ``max_connections``. The hub owns it.
@@ -64,14 +69,14 @@ class Link:
 
     __slots__ = (
         "request", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
-        "_request_size",
-    )
+        "_request_size", "number")
 
     def __init__(
         self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
         agreement: Agreement | None = None, scope: Scope | None = None, client: str | None = None,
     ) -> None:
         now = clock.now()
+        self.number = next(_numbers)
         self.request = request
         self.scope = scope
         self.client = client

@@ -44,14 +44,14 @@ class Manager:
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """The connections, in the order in which they were let in. Any thread may look.
+        """The connections, in the order in which they were accepted. Any thread may look.
 
         A connection is among them, and in its groups, and gets broadcasts, from the moment it is let in until it begins
         to close. It is let in when its ``on_connect`` has returned, or before that when it joins a group, sends or
         receives, or broadcasts in its own thread. In the handler style there is no ``on_connect``, so the handler lets
         it in by what it does.
         """
-        return self._hub.registry.snapshot()
+        return tuple(sorted(self._hub.registry.snapshot(), key=lambda conn: link_of(conn).number))
 
     def get(self, id: str) -> Connection | None:
         """Return the one of the connections with this id, or None. Any thread may call it."""
