@@ -16,8 +16,8 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "wire", "servers.server"),
-    ("stats", "registry", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
+     "wire", "servers.server", "bus"),
+    ("stats", "registry", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
      "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
     ("wire.messages", "wire.handshake", "servers"),
     ("wire.client_handshake", "options"),
@@ -48,6 +48,8 @@ PURE = [
 WITHOUT_NAMESAKE = {
     "__init__": "it passes on names that are tested where they are defined",
     "wire": "it is empty",
+    "bus": "it is empty",
+    "bus.backplane": "it is a contract; the tests of the backplanes hold them to it",
     "servers.server": "its defaults are tested as those of the servers that have them",
 }
 
