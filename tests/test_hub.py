@@ -185,6 +185,7 @@ FAILURES = [
     "wsthread.link.Protocol", "wsthread.link.Receiver", "wsthread.upgrader.Detached", "wsthread.upgrader.Transport",
     "wsthread.sending.Sender.open", "wsthread.writing.Writer.write", "wsthread.receiving.Receiver.open",
     "wsthread.receiving.Receiver._take", "wsthread.hub.Hub.arrive", "wsthread.upgrader._Body",
+    "wsthread.upgrader._Body.__init__", "wsthread.upgrader._Switch._open", "wsthread.link.Link.open",
     "wsthread.upgrader.encode_response", "wsthread.thread._let_others_run_first",
 ]
 
