@@ -16,14 +16,14 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "wire", "servers.server", "bus"),
-    ("stats", "registry", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
-     "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
+     "callbacks", "wire", "servers.server", "bus"),
+    ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
+     "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
     ("wire.messages", "wire.handshake", "servers"),
     ("wire.client_handshake", "options"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
-    ("ending", "client"),
-    ("writing",),
+    ("ending", "client", "entries", "bus.local"),
+    ("writing", "presence"),
     ("sending",),
     ("control_frames",),
     ("receiving",),
@@ -31,6 +31,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("connection",),
     ("addressing", "shutdown", "thread"),
     ("hub",),
+    ("exchange",),
     ("manager",),
     ("handlers", "upgrader"),
     ("__init__",),
@@ -42,7 +43,7 @@ FLOORS: list[tuple[str, ...]] = [
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox",
+    "inbox", "entries", "bus.backplane",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

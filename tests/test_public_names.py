@@ -31,8 +31,9 @@ __all__ = ["connect"]
 
 PACKAGE = Path(wsthread.__file__).parent
 MANAGER = {
-    "broadcast", "call", "close", "close_where", "connections", "dump", "get", "members", "options", "report_close",
-    "report_error", "report_slow", "serve", "shutdown", "stats",
+    "broadcast", "call", "close", "close_where", "connections", "dump", "get", "in_group", "members", "notify",
+    "on_gap", "on_members", "on_notify", "options", "report_close", "report_error", "report_slow", "serve", "shutdown",
+    "stats",
 }
 CLIENT_CONNECTION = {
     "close", "close_code", "close_reason", "closed", "closed_error", "ping", "receive", "send", "terminate",
@@ -129,7 +130,8 @@ def test_names_of_objects(connect: Connect) -> None:
             wsthread.HandshakeError(HTTPStatus.FORBIDDEN, ""), wsthread.HandshakeRefused(403), wsthread.DetachError(),
             wsthread.ProtocolError(""), wsthread.InvalidPayload(""), wsthread.MessageTooBig(""),
             wsthread.RateExceeded(""), wsthread.InvalidJSON("", ""), wsthread.BackplaneFull(),
-            wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours), client, wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
+            wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours), client,
+            wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
             wsthread.django.WebSocketMiddleware(lambda request: HttpResponse()),
         ]
     for one in objects:
@@ -141,10 +143,10 @@ def test_names_of_objects(connect: Connect) -> None:
 def test_names_of_the_package() -> None:
     assert wsthread.__all__ == sorted(wsthread.__all__)
     assert set(wsthread.__all__) == {
-        "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError", "HandshakeError",
-        "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager", "MessageTooBig",
-        "Opcode", "ProtocolError", "RateExceeded", "SimpleManager",
-        "State", "Upgrader", "WebSocketError", "dump_on_signal",
+        "BackplaneFull", "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError",
+        "HandshakeError", "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager",
+        "MessageTooBig", "Opcode", "ProtocolError", "RateExceeded", "SimpleManager", "State",
+        "Upgrader", "WebSocketError", "dump_on_signal",
     }
 
 
