@@ -16,7 +16,7 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "callbacks", "wire", "servers.server", "bus"),
+     "callbacks", "pacing", "wire", "servers.server", "bus"),
     ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
      "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
     ("wire.messages", "wire.handshake", "servers"),
