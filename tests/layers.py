@@ -20,7 +20,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("stats", "registry", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
      "servers.gunicorn", "servers.werkzeug", "servers.uwsgi", "servers.waitress", "servers.wsgiref", "servers.cheroot",
      "servers.in_process", "servers.refused"),
-    ("wire.messages", "wire.handshake", "servers"),
+    ("wire.messages", "wire.handshake", "servers", "tls"),
     ("wire.client_handshake", "options"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
     ("ending", "client"),

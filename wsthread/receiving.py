@@ -383,6 +383,8 @@ class Receiver:
             left = deadline - clock.now()
             if not (first or left > -_LAST_READS) or not transport.wait(readable=True, timeout=left):
                 raise TimeoutError("no message in time")
+            self._read_now(transport)  # There may be less than can be read, such as half a TLS record.
+            return
         try:
             if self._room is None:
                 self._take(transport.recv(self._recv_size))

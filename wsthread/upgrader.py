@@ -31,7 +31,7 @@ from .link import Link, Scope
 from .logs import tell_refusal
 from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
-from .transport import Transport
+from .tls import CERTIFICATE_KEY, certificate_of
 from .wire.deflate import Agreement, parse_extensions
 from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
 
@@ -138,7 +138,10 @@ class Upgrader:
         environ, options = request.environ, self._options
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
-            servers.find(environ)
+            _, shown = servers.find(environ)
+            certificate = certificate_of(shown)
+            if certificate is not None:
+                environ[CERTIFICATE_KEY] = certificate
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
@@ -208,7 +211,7 @@ class _Switch:
         link: Link, data: bytes, response: Response, detached: Detached,
     ) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
         try:
-            transport = Transport(detached.socket)
+            transport = detached.transport
 
             def end() -> None:
                 try:
@@ -222,7 +225,7 @@ class _Switch:
             ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
             return _Body(end), "101 Switching Protocols", ignored
         except BaseException:
-            detached.socket.close()
+            detached.transport.close()
             raise
 
 
