@@ -390,6 +390,9 @@ class Receiver:
             self._turn = None
             wait_for_turn(
                 turn.cost(self._protocol.frames), math.inf if deadline is None else deadline - clock.now())
+        if deadline is not None:
+            self._read_now(transport)  # There may be less than can be read, such as half a TLS record.
+            return
         try:
             if self._room is None:
                 data = transport.recv(self._recv_size)
