@@ -13,6 +13,7 @@ import pytest
 from peer import TIMEOUT, Connect, Recorder, connect, run_handler
 from servers import wait_until
 from wire import client_frame
+from wire import client_frame
 
 from wsthread import Connection, Opcode, SimpleManager
 
@@ -108,6 +109,18 @@ def test_max_message_rate(connect: Connect, caplog: pytest.LogCaptureFixture) ->
     assert recorder.wait_closed() == (1008, "")
     assert len(recorder.messages) <= 20 + 20 * (time.monotonic() - started) + 1
     assert "more than 20 messages per second" in caplog.text
+
+
+def test_a_flood_is_not_looked_through(connect: Connect) -> None:
+    """A peer that goes on sending is not worth that its Close is looked for."""
+    recorder = Recorder(max_message_rate=20)
+    _, peer = connect(recorder.manager)
+    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") * 5000)
+    peer.close_frame(4000)
+    assert peer.read_close() == 1008
+    assert peer.at_eof()
+    peer.socket.close()
+    assert recorder.wait_closed() == (1008, "it went on sending")
 
 
 def test_a_slow_message_rate_lets_one_message_through(connect: Connect) -> None:
