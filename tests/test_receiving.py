@@ -13,7 +13,6 @@ import pytest
 from peer import TIMEOUT, Connect, Recorder, connect, run_handler
 from servers import wait_until
 from wire import client_frame
-from wire import client_frame
 
 from wsthread import Connection, Opcode, SimpleManager
 
@@ -115,7 +114,7 @@ def test_a_flood_is_not_looked_through(connect: Connect) -> None:
     """A peer that goes on sending is not worth that its Close is looked for."""
     recorder = Recorder(max_message_rate=20)
     _, peer = connect(recorder.manager)
-    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") * 5000)
+    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") * 30_000)
     peer.close_frame(4000)
     assert peer.read_close() == 1008
     assert peer.at_eof()

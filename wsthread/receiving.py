@@ -55,7 +55,7 @@ _MOST_LATE = 1 << 26  # Bytes.
 # Seconds of one visit of the attendant, who has others to look after, and bytes of one of its reads: those take
 # milliseconds, even if they are Pings or fragments without payload.
 _VISIT, _VISIT_READ = 0.01, RECV_SIZE // 4
-_MOST_LATE_FRAMES = 1000
+_MOST_LATE_FRAMES = 10_000  # A peer that knows nothing of our Close yet may send some thousand.
 _LAST_READS_NOW = 16  # Before a connection is closed whose peer may send without end.
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
