@@ -41,7 +41,7 @@ from .inbox import Inbox
 from .locks import taking
 from .logs import PATIENCE, name_of, tell_aside
 from .options import Options
-from .pacing import Turn, wait_for_turn
+from .pacing import LONGEST, Turn, wait_for_turn
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
 from .wire.frames import CloseCode, Opcode
@@ -55,7 +55,7 @@ _MOST_LATE = 1 << 26  # Bytes.
 # Seconds of one visit of the attendant, who has others to look after, and bytes of one of its reads: those take
 # milliseconds, even if they are Pings or fragments without payload.
 _VISIT, _VISIT_READ = 0.01, RECV_SIZE // 4
-_MOST_LATE_FRAMES = 10_000  # A peer that knows nothing of our Close yet may send some thousand.
+_MANY = 1000  # Frames that came with one of these reads, from which on others have their turn.
 _LAST_READS_NOW = 16  # Before a connection is closed whose peer may send without end.
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
@@ -293,6 +293,8 @@ class Receiver:
             until: when to stop for now.
         """
         while True:
+            before = self._protocol.frames
+            turn = Turn(before)
             if self._is_over(transport):
                 return True
             went_on = self._read_now(transport)
@@ -300,6 +302,8 @@ class Receiver:
                 return went_on is False
             if clock.now() >= until:
                 return False
+            if until == math.inf and self._protocol.frames - before > _MANY:  # It goes on sending.
+                wait_for_turn(turn.cost(self._protocol.frames), LONGEST)
 
     def _is_over(self, transport: Transport) -> bool:
         sender, protocol = self._sender, self._protocol
@@ -326,21 +330,12 @@ class Receiver:
         """Go through what has come; messages are dropped, as a browser does it behind its own Close."""
         protocol = self._protocol
         try:
-            while (event := protocol.next_event()) is not None and not self._is_too_late():
+            while (event := protocol.next_event()) is not None:
                 if event.opcode is Opcode.CLOSE:
                     answer(event, self._sender)
-            if self._is_too_late():
-                # To look through a flood costs as much as to serve it, so no Close of it counts any more.
-                protocol.fail()
-                self._sender.answer_violation(RateExceeded("it went on sending"))
             self._room = protocol.room()
         except ProtocolError as error:
             self._answer_violation(error)
-
-    def _is_too_late(self) -> bool:
-        """Tell whether a peer that had sent too many frames went on with it, and nobody has noted that yet."""
-        late = self._protocol.frames - self._frames_counted
-        return self._is_unwanted and late > _MOST_LATE_FRAMES and self._sender.ending.failure is None
 
     def _close(self, transport: Transport) -> None:
         """Close the socket: the connection is CLOSED."""
