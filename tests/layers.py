@@ -15,6 +15,9 @@ FILES = {
 MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
+    ("doctor", "doctor.findings", "commands.lines"),
+    ("doctor.answers", "doctor.settings", "doctor.proxies", "doctor.machine"),
+    ("doctor.gunicorn",),
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
      "wire", "servers.server"),
     ("stats", "registry", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
@@ -37,16 +40,25 @@ FLOORS: list[tuple[str, ...]] = [
     ("testing", "configuration", "flask_contexts", "django_handshake", "django_scope", "prometheus"),
     ("flask_rules", "django_testing", "pytest_plugin"),
     ("flask", "django"),
+    ("doctor.visit", "commands.target"),
+    ("doctor.opened",),
+    ("doctor.live", "commands.connect", "commands.bench"),
+    ("commands.doctor",),
+    ("commands",),
+    ("__main__",),
 ]
 #: Bytes in, values out. The tests cover all of them, branches too.
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox",
+    "inbox", "doctor.findings", "doctor.answers", "doctor.settings", "doctor.proxies",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {
     "__init__": "it passes on names that are tested where they are defined",
+    "__main__": "it only calls commands",
+    "doctor": "it is empty",
+    "doctor.findings": "it has no behaviour but what the tests of its users compare",
     "wire": "it is empty",
     "servers.server": "its defaults are tested as those of the servers that have them",
 }
