@@ -10,10 +10,16 @@ from canned import answering, page
 from servers import serve_here
 
 from wsthread import ListenableManager
+from wsthread.doctor import opened
 from wsthread.doctor.live import judge_live
 from wsthread.doctor.visit import Visit
 
 NO_ROUTE = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opened, "AT_ONCE", 0.1)
 
 
 def names(url: str, **options: object) -> list[tuple[str, str]]:

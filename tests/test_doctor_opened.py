@@ -16,6 +16,11 @@ from wsthread.doctor.visit import Visit
 from wsthread.wire.handshake import encode_response, response_headers
 
 
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opened, "AT_ONCE", 0.1)
+
+
 def names(port: int, idle: float = 0, broadcast: str | None = None, timeout: float = 5) -> list[str]:
     visit = Visit(f"ws://127.0.0.1:{port}/ws", {"timeout": timeout}, None, idle, broadcast)
     return [one.name for one in judge_live(visit)]
@@ -45,7 +50,7 @@ def test_nothing_passes(name: str, then: bytes) -> None:
 
 
 def test_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opened, "_LONG", 0.5)
+    monkeypatch.setattr(opened, "LONG", 0.5)
     with serve_here(ListenableManager(ping_interval=0.2)) as port:
         assert names(port, 0.6) == []
     with serve_here(ListenableManager(ping_interval=None)) as port:
@@ -53,9 +58,9 @@ def test_idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_closed_while_idle() -> None:
-    manager = ListenableManager(read_timeout=1)
+    manager = ListenableManager(read_timeout=0.5)
     with serve_here(manager) as port:
-        assert names(port, 5) == ["closed-at-once"]
+        assert names(port, 5) == ["closed-idle"]
 
 
 def test_broadcast() -> None:
@@ -71,6 +76,6 @@ def test_broadcast() -> None:
 
 
 def test_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opened, "_SLOW", 0.0)
+    monkeypatch.setattr(opened, "SLOW", 0.0)
     with serve_here(ListenableManager()) as port:
         assert names(port) == ["slow", "idle-unknown"]

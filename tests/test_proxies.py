@@ -356,7 +356,7 @@ def test_reload_of_caddy(need_program: NeedProgram, server: Server, tmp_path: Pa
     port, caddy = free_port(), need_program("caddy")
     with run_caddy(caddy, tmp_path, caddyfile(port, server.port, tmp_path), [port]) as proxy:
         with Herd(f"ws://127.0.0.1:{port}/ws", 20) as herd:
-            proxy.config.write_text(caddyfile(port, server.port, tmp_path).replace("reverse", "encode gzip\nreverse"))
+            proxy.config.write_text(caddyfile(port, server.port, tmp_path).replace("reverse", "encode gzip\n\treverse"))
             subprocess.run(
                 [caddy, "reload", "--config", str(proxy.config), "--adapter", "caddyfile", "--address",
                  f"unix/{tmp_path}/admin.sock"], check=True, capture_output=True, timeout=30)

@@ -1,6 +1,6 @@
 """A finding: what is wrong, whose doing it is, and what to change.
 
-Each finding has a name, which stays the same, so that scripts and people can look for it; ``docs/deployment.rst`` has a
+Each finding has a name, which stays the same, so that scripts and people can look for it; ``docs/traps.rst`` has a
 section on each.
 
 Pure.

@@ -11,11 +11,11 @@ from .findings import Finding, Hop, fault, note, warning
 from .visit import Visit
 
 #: Seconds in which an application closes that does not want a connection.
-_AT_ONCE = 0.5
+AT_ONCE = 0.5
 #: Seconds that a Ping takes where something is slow.
-_SLOW = 1.0
+SLOW = 1.0
 #: Seconds of idleness in which a Ping of the server has to come: its default is 20.
-_LONG = 25.0
+LONG = 25.0
 #: Connections that a broadcast has to reach.
 _AUDIENCE = 8
 
@@ -23,7 +23,7 @@ _AUDIENCE = 8
 def judge_open(visit: Visit, connection: ClientConnection, say: Callable[[str], object]) -> list[Finding]:
     try:
         try:
-            connection.receive(timeout=_AT_ONCE)
+            connection.receive(timeout=AT_ONCE)
         except TimeoutError:
             pass
         begin = time.monotonic()
@@ -38,7 +38,7 @@ def judge_open(visit: Visit, connection: ClientConnection, say: Callable[[str], 
             "no-pong", Hop.PROXY, "The WebSocket is open, and a Ping is not answered.",
             "Does the proxy pass on what comes behind a 101 at once, in both directions?")]
     findings = []
-    if rtt > _SLOW:
+    if rtt > SLOW:
         findings.append(warning("slow", Hop.SERVER, f"A Ping took {rtt:.1f} s.", "Is a worker busy or swapping?"))
     if visit.broadcast is not None:
         findings += _judge_broadcast(visit, visit.broadcast)
@@ -79,13 +79,15 @@ def _judge_idle(visit: Visit, connection: ClientConnection) -> list[Finding]:
         lasted = time.monotonic() - begin
         came = connection.pings - pings
         if isinstance(error, ConnectionClosed) and error.code != 1006:
-            return [_judge_close(error)]
+            return [fault(
+                "closed-idle", Hop.APPLICATION, f"An idle WebSocket was {error} after {lasted:.1f} s.",
+                "The application's read_timeout, or what it does itself; a worker may have been stopped.")]
         return [fault(
             "idle-cut", Hop.PROXY,
             f"An idle WebSocket was cut after {lasted:.1f} s without a Close; {came} Pings of the server came.",
             "nginx: proxy_read_timeout, HAProxy: timeout tunnel, a load balancer: its idle timeout; or a ping_interval "
             "in the application that is shorter.")]
-    if connection.pings == pings and visit.idle >= _LONG:
+    if connection.pings == pings and visit.idle >= LONG:
         return [warning(
             "no-pings", Hop.APPLICATION, f"No Ping of the server came in {visit.idle:g} s, so proxies cut idle "
             "WebSockets some day, and dead clients are not noticed.", "ping_interval = 20")]
@@ -98,7 +100,7 @@ def _judge_broadcast(visit: Visit, message: str) -> list[Finding]:
     try:
         while len(connections) < _AUDIENCE:
             connections.append(visit.open(origin=visit.origin))
-        _receive_all(connections[-1], _AT_ONCE)  # What they are greeted with.
+        _receive_all(connections[-1], AT_ONCE)  # What they are greeted with.
         for connection in connections:
             _receive_all(connection, 0)
         connections[0].send(message)
@@ -114,7 +116,7 @@ def _judge_broadcast(visit: Visit, message: str) -> list[Finding]:
     return [fault(
         "broadcast-lost", Hop.SERVER, f"The message reached {reached} of {len(connections)} clients: the others are "
         "connected to other workers, or it is not sent to all.",
-        "gunicorn: workers = 1, or let the workers share their broadcasts.")]
+        "Managers of one gunicorn need the same name; several gunicorns, or hosts, need a backplane; or workers = 1.")]
 
 
 def _receive_all(connection: ClientConnection, timeout: float, wanted: str | None = None) -> list[str | bytes]:
