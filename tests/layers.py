@@ -19,14 +19,14 @@ FLOORS: list[tuple[str, ...]] = [
     ("doctor.answers", "doctor.settings", "doctor.proxies", "doctor.machine"),
     ("doctor.gunicorn",),
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "wire", "servers.server"),
-    ("stats", "registry", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
-     "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
+     "callbacks", "wire", "servers.server", "bus"),
+    ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
+     "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
     ("wire.messages", "wire.handshake", "servers"),
     ("wire.client_handshake", "options"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
-    ("ending", "client"),
-    ("writing",),
+    ("ending", "client", "entries", "bus.local"),
+    ("writing", "presence"),
     ("sending",),
     ("control_frames",),
     ("receiving",),
@@ -34,6 +34,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("connection",),
     ("addressing", "shutdown", "thread"),
     ("hub",),
+    ("exchange",),
     ("manager",),
     ("handlers", "upgrader"),
     ("__init__",),
@@ -51,7 +52,7 @@ FLOORS: list[tuple[str, ...]] = [
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox", "doctor.findings", "doctor.answers", "doctor.settings", "doctor.proxies",
+    "inbox", "entries", "bus.backplane", "doctor.findings", "doctor.answers", "doctor.settings", "doctor.proxies",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {
@@ -60,6 +61,8 @@ WITHOUT_NAMESAKE = {
     "doctor": "it is empty",
     "doctor.findings": "it has no behaviour but what the tests of its users compare",
     "wire": "it is empty",
+    "bus": "it is empty",
+    "bus.backplane": "it is a contract; the tests of the backplanes hold them to it",
     "servers.server": "its defaults are tested as those of the servers that have them",
 }
 

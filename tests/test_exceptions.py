@@ -12,8 +12,8 @@ import pytest
 import wsthread
 from wsthread import exceptions
 from wsthread.exceptions import (
-    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload, MessageTooBig,
-    ProtocolError, RateExceeded, WebSocketError,
+    BackplaneFull, ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload,
+    MessageTooBig, ProtocolError, RateExceeded, WebSocketError,
 )
 
 TREE = [
@@ -26,6 +26,7 @@ TREE = [
     (RateExceeded, (ProtocolError,)),
     (MessageTooBig, (ProtocolError,)),
     (InvalidJSON, (WebSocketError, ValueError)),
+    (BackplaneFull, (WebSocketError,)),
     (ConnectionClosed, (WebSocketError,)),
 ]
 

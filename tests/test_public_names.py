@@ -31,8 +31,9 @@ __all__ = ["connect"]
 
 PACKAGE = Path(wsthread.__file__).parent
 MANAGER = {
-    "broadcast", "call", "close", "close_where", "connections", "dump", "get", "members", "options", "report_close",
-    "report_error", "report_slow", "serve", "shutdown", "stats",
+    "broadcast", "call", "close", "close_where", "connections", "dump", "get", "in_group", "members", "notify",
+    "on_gap", "on_members", "on_notify", "options", "report_close", "report_error", "report_slow", "serve", "shutdown",
+    "stats",
 }
 CLIENT_CONNECTION = {
     "close", "close_code", "close_reason", "closed", "closed_error", "fileno", "ping", "receive", "send", "terminate",
@@ -71,6 +72,7 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
     wsthread.InvalidPayload: ({"code"}, {"reason"}),
     wsthread.MessageTooBig: ({"code"}, {"reason"}),
     wsthread.InvalidJSON: (set(), {"message", "reason"}),
+    wsthread.BackplaneFull: (set(), set()),
     wsthread.ConnectionClosed: (set(), {"code", "reason"}),
     wsthread.client.ClientConnection: (CLIENT_CONNECTION, OF_CLIENTS),
     wsthread.testing.WebSocket: (CLIENT_CONNECTION | {"wait_handled"}, OF_CLIENTS | {"connection", "response"}),
@@ -109,7 +111,7 @@ def test_names_of_classes(kind: type) -> None:
 
 def test_each_public_class_is_reviewed() -> None:
     exported = {getattr(wsthread, name) for name in wsthread.__all__}
-    exported |= {vars(exceptions)[name] for name in public(exceptions) if name.endswith(("Error", "Refused"))}
+    exported |= {vars(exceptions)[name] for name in public(exceptions) if name.endswith(("Error", "Refused", "Full"))}
     for module in (wsthread.client, wsthread.django, wsthread.flask, wsthread.testing):
         exported |= {getattr(module, name) for name in MODULES[module]}
     assert {one for one in exported if isinstance(one, type)} == set(CLASSES)
@@ -126,10 +128,10 @@ def test_names_of_objects(connect: Connect) -> None:
             wsthread.Upgrader(wsthread.Manager()), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
             wsthread.Opcode.TEXT, wsthread.CloseCode.GOING_AWAY, wsthread.Deflate(), wsthread.WebSocketError(),
             wsthread.HandshakeError(HTTPStatus.FORBIDDEN, ""), wsthread.HandshakeRefused(403), wsthread.DetachError(),
-            wsthread.ProtocolError(""), wsthread.InvalidPayload(""),
-            wsthread.MessageTooBig(""), wsthread.RateExceeded(""),
-            wsthread.InvalidJSON("", ""), wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours),
-            client, wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
+            wsthread.ProtocolError(""), wsthread.InvalidPayload(""), wsthread.MessageTooBig(""),
+            wsthread.RateExceeded(""), wsthread.InvalidJSON("", ""), wsthread.BackplaneFull(),
+            wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours), client,
+            wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
             wsthread.django.WebSocketMiddleware(lambda request: HttpResponse()),
         ]
     for one in objects:
@@ -141,10 +143,10 @@ def test_names_of_objects(connect: Connect) -> None:
 def test_names_of_the_package() -> None:
     assert wsthread.__all__ == sorted(wsthread.__all__)
     assert set(wsthread.__all__) == {
-        "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError", "HandshakeError",
-        "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager", "MessageTooBig",
-        "Opcode", "ProtocolError", "RateExceeded", "SimpleManager",
-        "State", "Upgrader", "WebSocketError", "dump_on_signal",
+        "BackplaneFull", "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError",
+        "HandshakeError", "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager",
+        "MessageTooBig", "Opcode", "ProtocolError", "RateExceeded", "SimpleManager", "State",
+        "Upgrader", "WebSocketError", "dump_on_signal",
     }
 
 

@@ -4,8 +4,8 @@ from . import platform  # noqa: F401 -- first, for its one sentence where the re
 from .connection import Connection
 from .ending import State
 from .exceptions import (
-    ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload, MessageTooBig,
-    ProtocolError, RateExceeded, WebSocketError,
+    BackplaneFull, ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload,
+    MessageTooBig, ProtocolError, RateExceeded, WebSocketError,
 )
 from .handlers import ListenableManager, SimpleManager
 from .hub import Broadcast
@@ -18,6 +18,7 @@ from .wire.frames import CloseCode, Opcode
 __version__ = "0.1.0"
 
 __all__ = [
+    "BackplaneFull",
     "Broadcast",
     "CloseCode",
     "Connection",

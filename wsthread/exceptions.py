@@ -11,6 +11,7 @@
     │   ├── RateExceeded      more than the configured rate (Close 1008)
     │   └── MessageTooBig     more than the configured limit (Close 1009)
     ├── InvalidJSON           a message that is no JSON; the connection stays open
+    ├── BackplaneFull         too much waits for the other processes; those of this one have the message
     └── ConnectionClosed      the connection is closing or closed
 
 A deadline that passes raises the builtin :exc:`TimeoutError`.
@@ -132,6 +133,13 @@ class InvalidJSON(WebSocketError, ValueError):
 
     def __str__(self) -> str:
         return f"the message is no JSON: {self.reason}"
+
+
+class BackplaneFull(WebSocketError):
+    """Too much waits to leave for the other processes, or the message is too large for them.
+
+    The connections of this process have been served already.
+    """
 
 
 class ConnectionClosed(WebSocketError):
