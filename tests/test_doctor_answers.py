@@ -89,6 +89,8 @@ OTHERS = [
     ("client-certificate", text(400, "No required SSL certificate was sent " + NGINX)),
     ("proxy-protocol", text(400, GUNICORN.format("Invalid Request Line &#x27;Invalid HTTP request line: &#x27;"))),
     ("proxy-protocol", text(400, GUNICORN.format("Invalid request line &#x27;PROXY TCP4"))),
+    ("proxy-protocol", text(400, GUNICORN.format("Invalid HTTP Version &#x27;1.2.3.4 1.2.3.5 80 80&#x27;"))),
+    ("http-2-only", text(400, GUNICORN.format("Expected HTTP/2 connection preface, got b&#x27;GET /"))),
     ("bad-request", text(400, GUNICORN.format("Invalid header"))),
     ("redirect-to-https", text(308, Location="https://a/ws?x=1")),
     ("redirect-slash", text(308, Location="/ws/?x=1")), ("redirect-slash", text(308, Location="http://a/ws/")),

@@ -93,6 +93,12 @@ def test_tls_to_a_plain_port(name: str, data: bytes) -> None:
         assert names(f"wss://127.0.0.1:{port}/")[0][0] == name
 
 
+def test_tls_to_a_plain_port_that_waits() -> None:
+    """It takes the TLS handshake for the beginning of a request."""
+    with answering(lambda asked: page("400 Bad Request", "") if asked.startswith(b"GET") else b"", stay=True) as port:
+        assert names(f"wss://127.0.0.1:{port}/") == [("tls-missing", "client")]
+
+
 def test_wrong_url() -> None:
     with pytest.raises(ValueError):
         names("http://127.0.0.1/")

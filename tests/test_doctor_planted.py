@@ -6,14 +6,18 @@ import json
 import re
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gunicorn.config
+import gunicorn.workers
 import pytest
-from proxies import NeedProgram, free_port, make_certificate, nginx_site, recipe, run_haproxy, run_nginx
-from servers import Server, serve, wait_until
+from proxies import NeedProgram, free_port, is_open, make_certificate, nginx_site, recipe, run_haproxy, run_nginx
+from servers import TESTS, Server, serve, wait_until
 from test_proxies import haproxy_config, opens
 
 from wsthread.client import connect
@@ -167,6 +171,19 @@ def test_idle_cut(doctor: Any, need_program: NeedProgram, tmp_path: Path) -> Non
     assert re.search(r"cut after 1\.\d s", found.text)
 
 
+def test_hard_stop(doctor: Any, server: Server, need_program: NeedProgram, tmp_path: Path) -> None:
+    """Of both, with configurations that they run with."""
+    port, other = free_port(), free_port()
+    changed = haproxy_config(other, server.port, changes={"global\n": "global\n    hard-stop-after 10s\n"})
+    (tmp_path / "nginx").mkdir()
+    with run_nginx(
+        need_program("nginx"), tmp_path / "nginx", nginx_site(server.port, port), [port], "worker_shutdown_timeout 9s;",
+    ) as nginx, run_haproxy(need_program("haproxy"), tmp_path, changed, [other]) as haproxy:
+        for proxy, line in ((nginx, "worker_shutdown_timeout 9s;"), (haproxy, "hard-stop-after 10s")):
+            found = doctor("--proxy-config", str(proxy.config))
+            assert found[:2] == (1, [("hard-stop", "proxy")]) and line in found.text
+
+
 # TLS
 
 
@@ -195,6 +212,23 @@ def test_tls(
         assert doctor(f"ws://localhost:{ports[0]}/ws")[:2] == (1, [("tls-expected", "client")])
         assert doctor(f"ws://localhost:{plain}/ws")[:2] == (1, [("redirect-to-https", "client")])
     assert doctor(f"wss://localhost:{server.port}/ws")[:2] == (1, [("tls-missing", "client")])
+
+
+def test_forwarded_allow_ips(
+    doctor: Any, server: Server, certificate: Path, need_program: NeedProgram, tmp_path: Path,
+) -> None:
+    """It is seen where a proxy does TLS and gunicorn listens for other hosts."""
+    plain, secure = free_port(), free_port()
+    site = recipe("nginx.conf", {
+        "127.0.0.1:8000": f"127.0.0.1:{server.port}", "listen 80;": f"listen 127.0.0.1:{plain};",
+        "listen 443 ssl http2;": f"listen 127.0.0.1:{secure} ssl http2;",
+        "/etc/ssl/chat/fullchain.pem": str(certificate), "/etc/ssl/chat/key.pem": str(certificate)})
+    options = ("--gunicorn", "--threads", "16", "--bind", "0.0.0.0:8000")
+    with run_nginx(need_program("nginx"), tmp_path, site, [plain, secure]):
+        url = f"wss://localhost:{secure}/ws"
+        found = doctor(url, "--ca", str(certificate), *options, "app:app")
+        assert found[:2] == (1, [("forwarded-allow-ips", "WSGI server")])
+        assert doctor(url, "--ca", str(certificate), *options, "--forwarded-allow-ips", "*", "app:app")[0] == 0
 
 
 def test_tls_between_proxy_and_server(
@@ -327,6 +361,31 @@ def test_fault_in_settings(
         assert doctor("--gunicorn", "app:app")[:2] == (1, [(name, "WSGI server")])
 
 
+def test_http_2_only(doctor: Any) -> None:
+    options = ("--http-protocols", "h2,h1", "--http2-cleartext", "prior-knowledge")
+    if not hasattr(gunicorn.config, "HTTP2Cleartext"):
+        pytest.skip("this version of gunicorn has no HTTP/2 without TLS")
+    with serve("gthread", APP, *options) as server:
+        found = doctor(server.url("/ws", "ws"), "--gunicorn", *options, "app:app")
+        assert found[:2] == (1, [("http-2-only", "WSGI server"), ("http-2-only", "WSGI server")])
+
+
+def test_asgi_wrapper(doctor: Any, tmp_path: Path) -> None:
+    """hypercorn serves WSGI through a wrapper of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "hypercorn", "--bind", f"127.0.0.1:{port}", f"wsgi:{APP}"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=TESTS, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: is_open(port), 30)
+        assert doctor(f"ws://127.0.0.1:{port}/ws")[:2] == (1, [("asgi-wrapper", "WSGI server")])
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
 def test_asgi_worker(doctor: Any) -> None:
+    if "asgi" not in gunicorn.workers.SUPPORTED_WORKERS:
+        pytest.skip("this version of gunicorn has none")
     with serve("gthread", APP, "--worker-class", "asgi") as server:
         assert doctor(server.url("/ws", "ws"))[1] == [("application-fails", "application")]

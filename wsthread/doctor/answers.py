@@ -8,6 +8,7 @@ Pure.
 
 from __future__ import annotations
 
+import html
 import re
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -52,7 +53,7 @@ class Answer(NamedTuple):
     @property
     def quoted(self) -> str:
         """The status and the first words of the body, to quote."""
-        text = " ".join(re.sub(r"<[^>]*>", " ", self.body).split())
+        text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", self.body)).split())
         return f"{self.status}: {text[:300]}" if text else f"{self.status} without a text"
 
 
@@ -133,12 +134,17 @@ def _judge_ours(answer: Answer) -> Finding:
 
 
 def _judge_bad_request(answer: Answer) -> Finding:
-    if re.search(r"Invalid (HTTP )?request line", answer.body, re.IGNORECASE):  # So something stands in front of ours.
+    # Ours is valid, so something stands in front of it.
+    if re.search(r"Invalid (HTTP )?(request line|version)", answer.body, re.IGNORECASE):
         return fault(
             "proxy-protocol", Hop.SERVER, "gunicorn does not understand what comes before the request, the PROXY "
             f"header of a proxy ({answer.quoted}).",
             "gunicorn: proxy_protocol = \"auto\" (before 24.1: True, and version 1 only); or the proxy: server … "
             "without send-proxy")
+    if "HTTP/2 connection preface" in answer.body:
+        return fault(
+            "http-2-only", Hop.SERVER, f"gunicorn takes HTTP/2 only here ({answer.quoted}).",
+            "http2_cleartext = \"off\"")
     return fault(
         "bad-request", Hop.SERVER, f"gunicorn refuses the request before any application sees it ({answer.quoted}).",
         "Look into gunicorn's log, and at what the proxy in front adds to requests.")

@@ -132,17 +132,8 @@ def _judge_tls(visit: Visit, error: ssl.SSLError) -> Finding:
             "certificate-unknown", "Let the proxy send the whole chain (nginx: ssl_certificate with the intermediate "
             "certificates behind the own one); or trust the authority with --ca FILE."))
         return fault(name, Hop.PROXY, f"The certificate is not accepted: {error.verify_message}.", remedy)
-    try:
-        visit.open(re.sub("^wss", "ws", visit.url)).terminate()
-        plain = True
-    except HandshakeRefused:
-        plain = True
-    except (ProtocolError, ConnectionClosed, OSError):
-        plain = False
-    if plain:
-        return fault(
-            "tls-missing", Hop.CLIENT, "The port does not speak TLS, and the URL begins with wss://.",
-            "Use ws:// in its place, or let the proxy do TLS (nginx: listen 443 ssl;).")
+    if _speaks_plain(visit):
+        return _tls_missing()
     if "CERTIFICATE_REQUIRED" in str(error.reason) or "HANDSHAKE_FAILURE" in str(error.reason):
         return fault(
             "client-certificate", Hop.CLIENT, f"TLS is refused ({error.reason}); the server may want a certificate.",
@@ -150,8 +141,27 @@ def _judge_tls(visit: Visit, error: ssl.SSLError) -> Finding:
     return fault("tls-fails", Hop.NETWORK, f"TLS cannot be agreed on: {error.reason or error}.", "Look at the proxy.")
 
 
+def _speaks_plain(visit: Visit) -> bool:
+    """Tell whether a port takes a handshake without TLS, or refuses it in words."""
+    try:
+        visit.open(re.sub("^wss", "ws", visit.url)).terminate()
+    except HandshakeRefused:
+        return True
+    except (ProtocolError, ConnectionClosed, OSError):
+        return False
+    return True
+
+
+def _tls_missing() -> Finding:
+    return fault(
+        "tls-missing", Hop.CLIENT, "The port does not speak TLS, and the URL begins with wss://.",
+        "Use ws:// in its place, or let the proxy do TLS (nginx: listen 443 ssl;).")
+
+
 def _judge_timeout(visit: Visit, error: TimeoutError) -> Finding:
     if "opening handshake" not in str(error):
+        if parse_url(visit.url).secure and _speaks_plain(visit):
+            return _tls_missing()  # Some servers wait for the end of what is a request to them.
         return fault(
             "unreachable", Hop.NETWORK, f"Nobody accepts the connection within {visit.timeout:g} s.",
             "Does a firewall or a security group drop packets to this port? Are all workers busy or stuck?")
