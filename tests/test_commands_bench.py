@@ -43,7 +43,7 @@ def bench(url: str, capsys: pytest.CaptureFixture[str]) -> Any:
 def test_good(bench: Any, options: list[str]) -> None:
     status, report = bench("--connections", "5", "--rate", "10", *options)
     assert (status, report["opened"], report["asked"], report["failure"], report["failed"]) == (0, 5, 5, None, {})
-    assert 10 <= report["exchanges"] <= 15 and 0.2 <= report["seconds"] < 2
+    assert 5 <= report["exchanges"] <= 15 and 0.2 <= report["seconds"] < 2
     assert 0 < report["latency"]["p50"] <= report["latency"]["p99"] <= report["latency"]["max"]
     assert report["handshake"]["max"] > 0
 

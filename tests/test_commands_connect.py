@@ -7,15 +7,18 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from canned import answering, page
-from servers import serve_here
+from servers import serve_here, wait_until
 
 from wsthread import Connection, ListenableManager, Opcode
 from wsthread.commands import main
@@ -121,6 +124,35 @@ def test_broken_server(call: Any) -> None:
     with answering(accept, stay=True) as port:
         status, output, errors = call("", f"ws://127.0.0.1:{port}/", "--count", "1")
     assert (status, output) == (4, "") and "closed with 1006" in errors
+
+
+def test_interrupted() -> None:
+    """The server gets a Close."""
+    ended: list[int | None] = []
+    opened = threading.Event()
+    manager = ListenableManager(
+        on_connect=lambda conn: opened.set(), on_close=lambda conn: ended.append(conn.close_code))
+    with serve_here(manager) as port:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wsthread", "connect", f"ws://127.0.0.1:{port}/ws", "--listen", "--json"],
+            stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        with process.stdout as output:
+            assert output.readline() and opened.wait(10)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+        wait_until(lambda: ended)
+    assert ended == [1000]
+
+
+def test_input_from_a_file_and_none(url: str, tmp_path: Path) -> None:
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    command = f"'{sys.executable}' -m wsthread connect '{url}'"
+    for redirected, output in ((f"< '{tmp_path}/lines'", b"one\ntwo\n"), ("< /dev/null", b"")):
+        assert subprocess.run(["sh", "-c", f"{command} {redirected}"], stdout=subprocess.PIPE).stdout == output
+    result = subprocess.run(
+        ["sh", "-c", f"{command} --count 1 --timeout 0.1 <&-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (result.returncode, result.stdout) == (5, b"")
 
 
 def test_terminal(url: str) -> None:

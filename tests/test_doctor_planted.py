@@ -209,6 +209,8 @@ def test_tls(
             trust = [] if name == "certificate-unknown" else ["--ca", str(file)]
             assert doctor(f"wss://localhost:{port}/ws", *trust)[:2] == (1, [(name, "proxy")])
         assert doctor(f"wss://localhost:{ports[3]}/", "--insecure")[:2] == (1, [("client-certificate", "proxy")])
+        shown = doctor(f"wss://localhost:{ports[3]}/", "--insecure", "--certificate", str(certificate))
+        assert shown[:2] == (1, [("no-websocket-here", "application")])
         assert doctor(f"ws://localhost:{ports[0]}/ws")[:2] == (1, [("tls-expected", "client")])
         assert doctor(f"ws://localhost:{plain}/ws")[:2] == (1, [("redirect-to-https", "client")])
     assert doctor(f"wss://localhost:{server.port}/ws")[:2] == (1, [("tls-missing", "client")])

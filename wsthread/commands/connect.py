@@ -22,7 +22,7 @@ import json
 import select
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from ..client import ClientConnection
@@ -53,12 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
         return target.status_of(error)
     with ExitStack() as stack:
         stack.callback(connection.terminate)
-        lines = None
-        if not arguments.listen and sys.stdin.isatty():
-            lines = stack.enter_context(Prompt()).lines
-        elif not arguments.listen:
-            lines = Lines(sys.stdin.fileno())
-        prompt = "" if lines is None or not sys.stdin.isatty() else Prompt.TEXT
+        lines, prompt = None, ""
+        if not arguments.listen and sys.stdin is not None:  # It is None when the shell has closed it.
+            if sys.stdin.isatty():
+                lines, prompt = stack.enter_context(Prompt()).lines, Prompt.TEXT
+            else:
+                lines = Lines(sys.stdin.fileno())
         return _Session(connection, lines, Printer(arguments.json, prompt), arguments).run()
 
 
@@ -93,7 +93,8 @@ class Printer:
     def closed(self, connection: ClientConnection) -> None:
         """Tell how it ended."""
         self._object("close", code=connection.close_code, reason=connection.close_reason)
-        if connection.close_code not in (None, *(() if self._prompt else (CloseCode.NORMAL_CLOSURE,))):
+        usual = connection.close_code == CloseCode.NORMAL_CLOSURE and not self._prompt
+        if connection.close_code is not None and not usual:
             text = f"closed with {connection.close_code} {connection.close_reason}".rstrip()
             print(f"{_CLEAR_LINE if self._prompt else ''}{text}", file=sys.stderr)
 
@@ -140,6 +141,10 @@ class _Session:
         except TimeoutError as error:
             print(error, file=sys.stderr)
             status = target.TOO_LATE
+        except KeyboardInterrupt:
+            status = target.INTERRUPTED
+            with suppress(ProtocolError, TimeoutError):
+                self._connection.close(timeout=1.0)
         self._printer.closed(self._connection)
         return status
 
