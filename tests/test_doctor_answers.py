@@ -49,6 +49,9 @@ OURS = [
     ("subprotocol", select_subprotocol, [], ["chat"], True),
     ("connection-limit", limited, "No more connections: max_connections is 1."),
     ("per-address", limited, "No more connections: max_connections_per_address is 1."),
+    ("stopping", limited, "No more connections: the server is stopping."),
+    ("threads-limit", limited, "No more connections: no thread can be started (can't start new thread)."),
+    ("open-files", limited, "No more connections: 75 of 100 file descriptors are in use (open files)."),
     ("open-files", limited, "No more connections: Too many open files. Raise the limit for open files (ulimit -n)."),
 ]
 

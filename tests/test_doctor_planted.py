@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -315,6 +315,23 @@ def test_open_files(doctor: Any) -> None:
             for _ in range(100):
                 stack.enter_context(connect(server.url("/ws", "ws")))
         assert doctor(server.url("/ws", "ws"))[:2] == (1, [("open-files", "machine")])
+
+
+def test_threads_limit(doctor: Any) -> None:
+    """There is no room for another stack; the tests do not run in a control group of their own.
+
+    One HTTP thread, which is there already: gunicorn's worker ends when it cannot start one more.
+    """
+    with serve("gthread", APP, "--threads", "1") as server, ExitStack() as stack:
+        assert doctor(server.url("/ws", "ws"))[:2] == (0, [])  # All that is imported late is there.
+        worker = server.worker()
+        size = int(re.findall(r"VmSize:\s+(\d+)", Path(f"/proc/{worker}/status").read_text())[0]) << 10
+        resource.prlimit(worker, resource.RLIMIT_AS, (size + (1 << 20), -1))
+        while (found := doctor(server.url("/ws", "ws"))).status == 0:  # What one refusal frees may do for another.
+            with suppress(HandshakeRefused):
+                for _ in range(100):
+                    stack.enter_context(connect(server.url("/ws", "ws")))
+        assert found[:2] == (1, [("threads-limit", "machine")]), found.text
 
 
 def test_slow_clients(doctor: Any) -> None:

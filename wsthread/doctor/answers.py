@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 from .findings import Finding, Hop, fault, warning
 
 #: The header that refusals of this library have.
-OUR_HEADER = "WSThread"
+OUR_HEADER = "Wsthread-Refused"
 #: Parts of their sentences, for versions without that header.
 _OURS = re.compile(
     r"This address speaks |A WebSocket is opened with |Sec-WebSocket-(Version|Key) is |The opening handshake has no |"
@@ -116,9 +116,10 @@ _SENTENCES: list[tuple[str, str, Hop, str]] = [
     ("max_connections_per_address", "per-address", Hop.APPLICATION,
      "If a proxy stands in front: ProxyFix(x_for=1). Else raise max_connections_per_address."),
     ("open files", "open-files", Hop.MACHINE, "Raise the limit for open files: systemd: LimitNOFILE=65536."),
-    ("thread", "threads-limit", Hop.MACHINE, "Raise the limit of threads: systemd TasksMax, docker run --pids-limit."),
+    ("server is stopping", "stopping", Hop.SERVER, "It is being stopped; ask again when it has started."),
+    ("no thread can be started", "threads-limit", Hop.MACHINE,
+     "Raise the limit of threads, or of memory: systemd TasksMax, docker run --pids-limit."),
     ("No more connections", "connection-limit", Hop.APPLICATION, "Raise max_connections, or start more workers."),
-    ("stopping", "stopping", Hop.SERVER, "The server is being stopped; ask again when it has started."),
 ]
 
 
