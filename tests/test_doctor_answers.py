@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from wsthread.doctor.answers import OUR_HEADER, Answer, author, is_ours, judge_answer
-from wsthread.exceptions import HandshakeError
+from wsthread.doctor.answers import Answer, author, is_ours, judge_answer
+from wsthread.exceptions import REFUSED_HEADER, HandshakeError
 from wsthread.wire.handshake import check_origin, check_request, select_subprotocol
 
 GOOD = {
@@ -67,7 +67,7 @@ def test_ours(name: str, arguments: Any) -> None:
 
 def test_ours_by_header() -> None:
     """A sentence of a newer version is quoted as it is."""
-    answer = Answer(418, [(OUR_HEADER.lower(), "1")], "A new sentence.\n", "ws://a/")
+    answer = Answer(418, [(REFUSED_HEADER[0].lower(), "1")], "A new sentence.\n", "ws://a/")
     assert judge_answer(answer)[:2] == judge_answer(answer._replace(body="Another."))[:2]
     assert judge_answer(answer).name == "refused" and "418: A new sentence." in judge_answer(answer).symptom
     assert judge_answer(answer._replace(status=501)).name == "server-cannot"

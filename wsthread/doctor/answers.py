@@ -13,10 +13,9 @@ import re
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
+from ..exceptions import REFUSED_HEADER
 from .findings import Finding, Hop, fault, warning
 
-#: The header that refusals of this library have.
-OUR_HEADER = "Wsthread-Refused"
 #: Parts of their sentences, for versions without that header.
 _OURS = re.compile(
     r"This address speaks |A WebSocket is opened with |Sec-WebSocket-(Version|Key) is |The opening handshake has no |"
@@ -60,7 +59,7 @@ class Answer(NamedTuple):
 def is_ours(answer: Answer) -> bool:
     """Tell whether this library has written an answer."""
     plain = answer.header("Content-Type").startswith("text/plain")
-    return bool(answer.header(OUR_HEADER)) or (plain and _OURS.search(answer.body) is not None)
+    return bool(answer.header(REFUSED_HEADER[0])) or (plain and _OURS.search(answer.body) is not None)
 
 
 def author(answer: Answer) -> str:
