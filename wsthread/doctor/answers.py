@@ -1,7 +1,7 @@
 """What a server's answer tells that is no 101: who wrote it, and what is wrong there.
 
-Refusals of this library are plain text with one sentence for the operator, and say so in a header; proxies and other
-servers have pages of their own, by which they are known here.
+Refusals of this library have a header that says so, and one sentence for the operator; proxies and other servers have
+pages of their own, by which they are known here.
 
 Pure.
 """
@@ -16,10 +16,6 @@ from urllib.parse import urljoin, urlsplit
 from ..exceptions import REFUSED_HEADER
 from .findings import Finding, Hop, fault, warning
 
-#: Parts of their sentences, for versions without that header.
-_OURS = re.compile(
-    r"This address speaks |A WebSocket is opened with |Sec-WebSocket-(Version|Key) is |The opening handshake has no |"
-    r"No more connections: |the option origins |ProxyFix|[Tt]his process is stopping|The request has no Host|gthread")
 #: Who writes such a page: the first one that is found.
 _PAGES = [
     (re.compile(r"<center>(nginx|openresty)"), "nginx"),
@@ -50,16 +46,19 @@ class Answer(NamedTuple):
         return next((value for found, value in self.headers if found.lower() == name.lower()), "")
 
     @property
+    def text(self) -> str:
+        """The body without its tags."""
+        return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", self.body)).split())
+
+    @property
     def quoted(self) -> str:
         """The status and the first words of the body, to quote."""
-        text = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", self.body)).split())
-        return f"{self.status}: {text[:300]}" if text else f"{self.status} without a text"
+        return f"{self.status}: {self.text[:300]}" if self.text else f"{self.status} without a text"
 
 
 def is_ours(answer: Answer) -> bool:
     """Tell whether this library has written an answer."""
-    plain = answer.header("Content-Type").startswith("text/plain")
-    return bool(answer.header(REFUSED_HEADER[0])) or (plain and _OURS.search(answer.body) is not None)
+    return bool(answer.header(REFUSED_HEADER[0]))
 
 
 def author(answer: Answer) -> str:
@@ -123,7 +122,7 @@ _SENTENCES: list[tuple[str, str, Hop, str]] = [
 
 
 def _judge_ours(answer: Answer) -> Finding:
-    sentence = answer.body.strip()
+    sentence = answer.text
     if answer.status == 501:
         return fault(
             "server-cannot", Hop.SERVER, sentence, "gunicorn with worker_class = \"gthread\"; the README lists others.")
