@@ -17,7 +17,7 @@ import gunicorn.config
 import gunicorn.workers
 import pytest
 from proxies import NeedProgram, free_port, is_open, make_certificate, nginx_site, recipe, run_haproxy, run_nginx
-from servers import TESTS, Server, serve, wait_until
+from servers import SERVERS, TESTS, Server, serve, wait_until
 from test_proxies import haproxy_config, opens
 
 from wsthread.client import connect
@@ -71,12 +71,20 @@ def certificate(need_program: NeedProgram, tmp_path_factory: pytest.TempPathFact
 # Good deployments
 
 
-@pytest.mark.parametrize("kind", ["gthread", "sync", "werkzeug", "run_simple"])
-def test_good_server(doctor: Any, kind: str) -> None:
-    app = "apps.deployed:app" if kind != "run_simple" else "apps.echo:app"
-    path = "/ws" if kind != "run_simple" else "/echo"
-    with serve(kind, app) as server:
-        assert doctor(server.url(path, "ws"), "--idle", "0.5")[:2] == (0, [])
+#: What is served with, of :data:`servers.SERVERS`.
+GOOD = [
+    kind for kind in ("gthread", "sync", "werkzeug", "run_simple", "runserver", "uwsgi", "waitress", "cheroot")
+    if kind in SERVERS]
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_server(doctor: Any, kind: str, need_program: NeedProgram, tmp_path: Path) -> None:
+    """Alone, and behind nginx."""
+    port = free_port()
+    with serve(kind, APP) as server:
+        assert doctor(server.url("/ws", "ws"), "--idle", "0.3")[:2] == (0, [])
+        with run_nginx(need_program("nginx"), tmp_path, nginx_site(server.port, port), [port]):
+            assert doctor(f"ws://127.0.0.1:{port}/ws", "--idle", "0.3")[:2] == (0, [])
 
 
 @pytest.mark.parametrize("listens", ["port", "unix"])
