@@ -130,8 +130,8 @@ class _Session:
 
     def run(self) -> int:
         """Pass on until it ends; return the exit status."""
-        self._printer.opened(self._connection)
         try:
+            self._printer.opened(self._connection)
             status = self._pass_on()
         except ConnectionClosed:
             status = target.DONE if self._connection.close_code == CloseCode.NORMAL_CLOSURE else target.CLOSED
