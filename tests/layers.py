@@ -39,16 +39,26 @@ FLOORS: list[tuple[str, ...]] = [
     ("testing", "configuration", "flask_contexts", "django_handshake", "django_scope", "prometheus"),
     ("flask_rules", "django_testing", "pytest_plugin"),
     ("flask", "django"),
+    ("doctor", "doctor.findings", "doctor.visit", "commands.lines", "commands.target"),
+    ("doctor.answers", "doctor.settings", "doctor.proxies", "doctor.machine", "doctor.opened"),
+    ("doctor.gunicorn", "doctor.live", "commands.connect", "commands.bench"),
+    ("commands.doctor",),
+    ("commands",),
+    ("__main__",),
 ]
 #: Bytes in, values out. The tests cover all of them, branches too.
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox", "entries", "bus.backplane", "bus.parcels",
+    "inbox", "entries", "bus.backplane", "bus.parcels", "doctor.findings", "doctor.answers", "doctor.settings",
+    "doctor.proxies",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {
     "__init__": "it passes on names that are tested where they are defined",
+    "__main__": "it only calls commands",
+    "doctor": "it is empty",
+    "doctor.findings": "it has no behaviour but what the tests of its users compare",
     "wire": "it is empty",
     "bus": "it is empty",
     "bus.backplane": "it is a contract; the tests of the backplanes hold them to it",

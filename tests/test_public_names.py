@@ -36,7 +36,7 @@ MANAGER = {
     "stats",
 }
 CLIENT_CONNECTION = {
-    "close", "close_code", "close_reason", "closed", "closed_error", "ping", "receive", "send", "terminate",
+    "close", "close_code", "close_reason", "closed", "closed_error", "fileno", "ping", "receive", "send", "terminate",
 }
 OF_CLIENTS = {"headers", "pings", "subprotocol", "timeout"}
 #: What a class has, and what each object of it has besides.
