@@ -16,11 +16,11 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "callbacks", "wire", "servers.server", "bus"),
+     "callbacks", "history", "wire", "servers.server", "bus"),
     ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
      "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
     ("wire.messages", "wire.handshake", "servers"),
-    ("wire.client_handshake", "options"),
+    ("wire.client_handshake", "wire.resume", "options"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
     ("ending", "client", "entries", "bus.local"),
     ("writing", "presence"),
@@ -29,7 +29,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("receiving",),
     ("link",),
     ("connection",),
-    ("addressing", "shutdown", "thread"),
+    ("addressing", "shutdown", "thread", "recovery"),
     ("hub",),
     ("exchange",),
     ("manager",),
@@ -44,6 +44,7 @@ PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
     "inbox", "entries", "bus.backplane",
+    "history", "wire.resume",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {
