@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsthread import history
-from wsthread.history import History, Kept, Ring
+from wsthread.history import History, Kept, Memory, Ring
 
 NOBODY: frozenset[str] = frozenset()
 
@@ -115,13 +115,19 @@ def test_our_own_numbers_may_have_holes() -> None:
     assert made.covers({}) and made.seen == {"p": 5}
 
 
-@pytest.mark.parametrize(("publisher", "count", "covered"), [
-    ("p", 3, {2: False, 4: False, 5: True}), ("p", None, {2: False, 3: True}), (None, None, {2: False, 3: True}),
-    (None, 3, {2: False, 3: True}), ("q", 3, {2: True})])
-def test_a_gap(publisher: str | None, count: int | None, covered: dict[int, bool]) -> None:
+@pytest.mark.parametrize(("publisher", "covered"), [
+    ("p", {2: False, 3: True}), (None, {2: False, 3: True}), ("q", {2: True})])
+def test_a_gap(publisher: str | None, covered: dict[int, bool]) -> None:
     made = ring(1, 2)
-    made.miss(publisher, count)
+    made.miss(publisher)
     assert {number: made.covers({"p": number}) for number in covered} == covered
+
+
+def test_a_gap_is_over_when_the_next_one_comes() -> None:
+    made = ring(1, 2)
+    made.miss("p")
+    add(made, 5)
+    assert (made.covers({"p": 3}), made.covers({"p": 4})) == (False, True)
 
 
 @pytest.mark.parametrize(("number", "left", "covered"), [
@@ -209,9 +215,57 @@ def test_when_clients_are_to_be_told_anew(bounds: dict[str, Any], count: int, at
     assert not made.is_to_be_told(at)
 
 
+# A process that begins later
+
+
+def taken_over(memory: Memory, *begun: tuple[str, int], then: tuple[int, ...] = ()) -> Ring:
+    """Return the ring of a process for which publishers have begun, and some messages of p have come."""
+    made = Ring(History())
+    for publisher, number in begun:
+        made.begin(publisher, number)
+    add(made, *then)
+    made.restore(Memory.decode(memory.encode(100.0), 5.0))
+    return made
+
+
 def test_another_process_takes_over() -> None:
-    made = ring(1, 2, 3, count=2)
-    assert made.recall() == ({"p": (3, 1)}, [kept(number=2), kept(number=3)])
+    memory = ring(1, 2, 3, count=2, at=99.0).recall()
+    assert memory == ({"p": (3, 1)}, [kept(number=2, at=99.0), kept(number=3, at=99.0)])
+    made = taken_over(memory, ("p", 3))
+    assert made.read(made.start, 9) == [kept(number=2, at=4.0), kept(number=3, at=4.0)]
+    assert (made.covers({}), made.covers({"p": 1}), made.size) == (False, True, 20)
+
+
+@pytest.mark.parametrize("message", [
+    kept(to=frozenset("ab")), kept(exclude=frozenset("c")), kept(is_text=False, payload=b"\0"), kept(payload=b"")])
+def test_all_of_a_message_is_taken_over(message: Kept) -> None:
+    made = Ring(History())
+    made.note("p", 1)
+    made.add(message)
+    assert taken_over(made.recall()).read(-1, 9) == [message._replace(kept_at=-95.0)]
+
+
+@pytest.mark.parametrize(("begun", "then", "left", "covered"), [
+    ((), (), [1, 2, 3], True),  # It has gone.
+    ((("p", 3),), (4, 5), [1, 2, 3, 4, 5], True),
+    ((("p", 2),), (3, 4), [1, 2, 3, 4], True),  # The other process has got some of what came here.
+    ((("p", 4),), (5,), [1, 2, 3, 5], False),  # It had not got the last one.
+])
+def test_what_fits_together(
+    begun: tuple[tuple[str, int], ...], then: tuple[int, ...], left: list[int], covered: bool,
+) -> None:
+    made = taken_over(ring(1, 2, 3).recall(), *begun, then=then)
+    assert (numbers(made), made.covers({}), made.end) == (left, covered, len(then))
+
+
+def test_a_reader_keeps_its_place() -> None:
+    made = Ring(History())
+    made.begin("p", 3)
+    place = made.end
+    made.restore(ring(1, 2, 3).recall())
+    add(made, 4)
+    rest = made.read(place, 9)
+    assert rest is not None and [one.number for one in rest] == [4]
 
 
 class Event(NamedTuple):
@@ -258,7 +312,7 @@ def test_who_is_covered_gets_what_it_has_missed(
     # Gaps are told before the next message. The last ones may have none yet.
     for publisher, number in last.items():
         if made.number(publisher) != number:
-            made.miss(publisher, number - (made.number(publisher) or 0))
+            made.miss(publisher)
     if made.covers(seen):
         found = [
             (one.publisher, one.number) for one in made.read(made.start, 1000) or []

@@ -589,8 +589,10 @@ def test_a_process_that_has_missed_something(processes: Make) -> None:
     one.line.number += 2  # They never leave.
     two.line.inbox.put(Gap(one.line.publisher, 2, "lost"))
     client.get(lambda: client.recovered == [True, False])
-    client.cut().connect(two)
     left.connect(two)
+    one.manager.broadcast("2")
+    client.get_messages(2)
+    client.cut().connect(two)
     assert client.recovered == [True, False, True] and left.recovered == [True, False]
 
 

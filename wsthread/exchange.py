@@ -327,6 +327,15 @@ class Exchange:
         except Malformed as error:
             self._note_malformed(entry, error)
 
+    def recall(self) -> bytes:
+        """Return what this process remembers of messages."""
+        return self.hub.recovery.recall() if self.hub.recovery.is_on else b""
+
+    def restore(self, memory: bytes) -> None:
+        """Take over what another process remembers."""
+        if self.hub.recovery.is_on and memory:
+            self.hub.recovery.restore(memory)
+
     def deliver(self, entry: Entry) -> None:
         """Do what an entry of another process says."""
         recovery = self.hub.recovery
@@ -374,7 +383,7 @@ class Exchange:
             logging.WARNING, "%s: %s entries of %s were missed: %s", self, missing,
             gap.publisher or "other processes", gap.reason)
         if self.hub.recovery.is_on:
-            self.hub.recovery.note_gap(gap.publisher, gap.missing)
+            self.hub.recovery.note_gap(gap.publisher)
         self._call("on_gap", gap)
         self._ask(gap.publisher)
 

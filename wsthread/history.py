@@ -14,6 +14,7 @@ Pure; the caller's lock guards it.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -75,6 +76,37 @@ class Kept(NamedTuple):
         """Tell whether a connection gets it that has this id and is in these groups."""
         return (self.to is None or not self.to.isdisjoint(groups)) and (
             id not in self.without and self.exclude.isdisjoint(groups))
+
+
+class Memory(NamedTuple):
+    """What one process tells another one that begins.
+
+    Attributes:
+        publishers: the last number and the floor of each.
+        kept: the messages, in the order of their delivery.
+    """
+
+    publishers: dict[str, tuple[int, int]]
+    kept: list[Kept]
+
+    def encode(self, now: float) -> bytes:
+        """Return it as bytes; the processes need not have the same clock."""
+        head = json.dumps({"publishers": self.publishers, "kept": [[
+            one.publisher, one.number, None if one.to is None else sorted(one.to), sorted(one.exclude),
+            one.is_text, len(one.payload), now - one.kept_at] for one in self.kept]}).encode()
+        return b"".join([len(head).to_bytes(8, "big"), head, *[one.payload for one in self.kept]])
+
+    @classmethod
+    def decode(cls, data: bytes, now: float) -> Memory:
+        """Return it from what :meth:`encode` has made, of the same version of the library."""
+        place = 8 + int.from_bytes(data[:8], "big")
+        told, kept = json.loads(data[8:place]), []
+        for publisher, number, to, exclude, is_text, size, age in told["kept"]:
+            kept.append(Kept(
+                publisher, number, None if to is None else frozenset(to), frozenset(exclude), frozenset(), is_text,
+                data[place:place + size], now - age))
+            place += size
+        return cls({one: (number, floor) for one, (number, floor) in told["publishers"].items()}, kept)
 
 
 class Ring:
@@ -147,21 +179,14 @@ class Ring:
         self._added += len(kept.payload)
         self.expire(kept.kept_at)
 
-    def miss(self, publisher: str | None, count: int | None = None) -> None:
-        """Note that messages were missed.
+    def miss(self, publisher: str | None) -> None:
+        """Note that messages of a publisher were missed; None when it is not known whose.
 
-        Args:
-            publisher: whose; None when that is not known.
-            count: how many; None when that is not known.
+        Only who sees a later one will be known to have seen what follows.
         """
         for one in [*self._numbers] if publisher is None else [publisher]:
             if one in self._numbers:
-                if publisher is not None and count is not None:
-                    self._numbers[one] += count
-                    self._floors[one] = self._numbers[one]
-                else:  # Only who sees a later one is known to have seen what follows.
-                    self._floors[one] = self._numbers[one] + 1
-        self._is_news = True
+                self._floors[one] = self._numbers[one] + 1
 
     def forget(self, publisher: str, now: float) -> None:
         """Note that a publisher has ended. What it published is kept as long as ever."""
@@ -235,6 +260,27 @@ class Ring:
             return None
         return list(islice(self._kept, place - start, place - start + count))
 
-    def recall(self) -> tuple[dict[str, tuple[int, int]], list[Kept]]:
-        """Return number and floor of each publisher, and all messages, for another process that begins."""
-        return {one: (number, self._floors[one]) for one, number in self._numbers.items()}, list(self._kept)
+    # A process that begins later
+
+    def recall(self) -> Memory:
+        """Return what another process may take over that begins."""
+        return Memory({one: (number, self._floors[one]) for one, number in self._numbers.items()}, list(self._kept))
+
+    def restore(self, memory: Memory) -> None:
+        """Take over what another process remembers from before this one has begun.
+
+        For the publishers that have begun here, that is what came before, if the other process had got all of that.
+        """
+        ours: dict[str, int] = {}  # The last number of each publisher that is taken over.
+        for publisher, (number, floor) in memory.publishers.items():
+            begun = self._floors.get(publisher)
+            if begun is None:
+                self._numbers[publisher], self._floors[publisher] = number, floor
+            elif begun <= number:
+                self._floors[publisher] = min(begun, floor)
+            ours[publisher] = number if begun is None else begun
+        older = [kept for kept in memory.kept if kept.number <= ours.get(kept.publisher, 0)]
+        self._kept.extendleft(reversed(older))
+        self.size += sum([len(kept.payload) for kept in older])
+        self._is_news = True
+        self._forget_publishers()

@@ -23,7 +23,7 @@ from typing import TypeAlias
 from . import clock
 from .connection import Connection, link_of
 from .exceptions import ConnectionClosed
-from .history import History, Kept, Ring
+from .history import History, Kept, Memory, Ring
 from .locks import taking
 from .overflow import Posted
 from .wire.frames import CloseCode, Opcode
@@ -268,14 +268,27 @@ class Recovery:
         with taking(self.lock):
             self._ring.forget(publisher, clock.now())
 
-    def note_gap(self, publisher: str | None, missing: int | None) -> None:
+    def recall(self) -> bytes:
+        """See :meth:`wsthread.bus.backplane.Listener.recall`."""
+        with taking(self.lock):
+            memory = self._ring.recall()
+        return memory.encode(clock.now())
+
+    def restore(self, data: bytes) -> None:
+        """See :meth:`wsthread.bus.backplane.Listener.restore`."""
+        memory = Memory.decode(data, clock.now())
+        with taking(self.lock):
+            self._ring.restore(memory)
+            self._ring.expire(clock.now())
+
+    def note_gap(self, publisher: str | None) -> None:
         """Tell clients that messages were missed which they may have got."""
         with taking(self.lock):
-            self.miss(publisher, missing)
+            self.miss(publisher)
 
-    def miss(self, publisher: str | None, missing: int | None = None) -> None:
+    def miss(self, publisher: str | None) -> None:
         """The same while the lock is held."""
-        self._ring.miss(publisher, missing)
+        self._ring.miss(publisher)
         for conn, client in self._clients.items():
             client.recovers = False
             if client.place is None:
