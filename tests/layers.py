@@ -16,13 +16,13 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "callbacks", "history", "wire", "servers.server", "bus"),
+     "callbacks", "history", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
     ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
      "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
-    ("wire.messages", "wire.handshake", "servers"),
-    ("wire.client_handshake", "wire.resume", "options"),
-    ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
-    ("ending", "client", "entries", "bus.local"),
+    ("wire.messages", "wire.handshake", "servers", "bus.directory"),
+    ("wire.client_handshake", "wire.resume", "options", "bus.mesh"),
+    ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
+    ("ending", "client", "entries"),
     ("writing", "presence"),
     ("sending",),
     ("control_frames",),
@@ -43,8 +43,7 @@ FLOORS: list[tuple[str, ...]] = [
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox", "entries", "bus.backplane",
-    "history", "wire.resume",
+    "inbox", "entries", "bus.backplane", "bus.parcels", "history", "wire.resume",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

@@ -14,7 +14,7 @@ from servers import wait_until
 
 from wsthread import BackplaneFull, Connection, ListenableManager, Manager, Upgrader, exchange, servers, testing
 from wsthread.bus.backplane import Backplane, BackplaneUnavailable, Entry, Gap, Health, Listener, NotNeeded
-from wsthread.exchange import Exchange
+from wsthread.errands import Errands
 from wsthread.manager import hub_of
 
 
@@ -344,6 +344,15 @@ def test_a_callback_that_fails(pair: Pair, caplog: pytest.LogCaptureFixture) -> 
     wait_until(lambda: own.notices == ["second"])
 
 
+def test_a_callback_that_is_stuck_is_told(
+    pair: Pair, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, _ = pair
+    monkeypatch.setattr(Errands, "add", lambda errands, errand: False)
+    own.manager.notify(1)
+    wait_until(lambda: "on_notify was not called" in caplog.text)
+
+
 def test_a_slow_callback_delays_no_message(pair: Pair) -> None:
     own, other = pair
     going = threading.Event()
@@ -384,7 +393,8 @@ class Unavailable(Line):
 
 
 @pytest.mark.parametrize(("error", "is_told"), [
-    (BackplaneUnavailable("the directory is not ours"), True), (NotNeeded("one process"), False)])
+    (BackplaneUnavailable("the directory is not ours"), True), (NotNeeded("one process"), False),
+    (RuntimeError("can't start new thread"), True)])
 def test_alone(bus: Bus, error: Exception, is_told: bool, caplog: pytest.LogCaptureFixture) -> None:
     line = Unavailable(bus)
     line.error = error
@@ -439,6 +449,19 @@ def test_a_room_of_one_process_is_quiet(caplog: pytest.LogCaptureFixture) -> Non
 # Forks
 
 
+def test_after_a_fork_nothing_of_the_parent_is_left(pair: Pair) -> None:
+    """As in a child, but here."""
+    own, other = pair
+    other.client("a", "Bob")
+    own.manager.broadcast("x")
+    wait_until(lambda: own.infos("a") == ["Bob"])
+    hub_of(own.manager).reset_after_fork()
+    assert own.line.calls[-1] == "reset" and own.infos("a") == []
+    own.line.bus.lines.remove(own.line)
+    own.manager.broadcast("x")
+    wait_until(lambda: own.infos("a") == ["Bob"])
+
+
 def test_a_child_of_a_fork_begins_anew(pair: Pair) -> None:
     own, other = pair
     own.client("a", "Ada")
@@ -455,8 +478,3 @@ def test_a_child_of_a_fork_begins_anew(pair: Pair) -> None:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert len(own.infos("a")) == 2
-
-
-def test_hub_of_is_the_exchanges() -> None:
-    manager = Manager()
-    assert isinstance(hub_of(manager), object) and Exchange.__doc__

@@ -41,14 +41,14 @@ class Errands:
 
     def _run(self) -> None:
         while True:
-            try:
-                errand = self._waiting.get_nowait()
-            except queue.Empty:
-                self._runs.release()
-                if self._waiting.empty() or not self._runs.acquire(blocking=False):
-                    return
-                continue
-            try:
-                errand()
-            except BaseException as error:
-                tell_aside(logging.ERROR, "error in the thread %s", self._name, error=error)
+            while not self._waiting.empty():
+                self._do(self._waiting.get_nowait())  # Nobody else takes any.
+            self._runs.release()
+            if self._waiting.empty() or not self._runs.acquire(blocking=False):
+                return
+
+    def _do(self, errand: Callable[[], object]) -> None:
+        try:
+            errand()
+        except BaseException as error:
+            tell_aside(logging.ERROR, "error in the thread %s", self._name, error=error)

@@ -83,6 +83,7 @@ class Exchange:
         self._malformed = 0  # The backplane's thread owns it.
         self._presence = Presence()
         self._changes: deque[Change] = deque()  # Of our own members, to be published.
+        self._has_told = False  # Whether there were any.
         self._owes_presence = False  # Whether others may have missed some.
         self._signed_at = clock.now()  # The housekeeper's.
         self._errands = Errands(f"wsthread-errands-{self._name}")
@@ -94,11 +95,11 @@ class Exchange:
         if self._process == os.getpid():
             return
         with taking(self._start_lock):
-            if self._process != os.getpid():
-                self._line = self._start()
-                self._process = os.getpid()
-        if self._line is not None:
-            self._publish(Outgoing(entries.ASK, {"of": None}), is_vital=False)
+            if self._process == os.getpid():
+                return
+            self._line = self._start()
+            self._process = os.getpid()
+        self._publish(Outgoing(entries.ASK, {"of": None}), is_vital=False)
 
     def _start(self) -> Backplane | None:
         backplane = self._backplane
@@ -112,7 +113,7 @@ class Exchange:
             else:
                 self.hub.recovery.begin(backplane.publisher, 0)
                 backplane.start(self._name, self, history.count)
-        except BackplaneUnavailable as error:
+        except (BackplaneUnavailable, OSError, RuntimeError) as error:  # The latter when there are no more threads.
             self._leave_name()
             if isinstance(error, NotNeeded):
                 return None
@@ -256,6 +257,7 @@ class Exchange:
 
     def note_change(self, group: str, id: str, told: Any) -> None:
         """Note that a member has told something, or has left; see :class:`wsthread.registry.Registry`."""
+        self._has_told = True
         self._changes.append(Change(group, id, told))
         if len(self._changes) == 1:  # Else somebody was asked already.
             self._errands.add(lambda: self._tell_changes(self._line))
@@ -277,6 +279,8 @@ class Exchange:
     def _tell_anew(self) -> None:
         """Publish all of our own members."""
         self._owes_presence = False
+        if not self._has_told:
+            return
         for outgoing in presence.told_anew(self.hub.registry.told()):
             if not self._publish(outgoing, is_vital=False):
                 self._owes_presence = True
