@@ -17,8 +17,11 @@ MODULES = sorted(FILES)
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
      "wire", "servers.server", "bus"),
-    ("stats", "registry", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport", "housekeeper",
-     "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
+    ("stats", "registry", "bus.backplane", "bus.publishing", "bus.fields", "bus.redis_url", "wire.frames",
+     "wire.deflate", "wire.origins", "transport", "housekeeper", "servers.gunicorn", "servers.werkzeug",
+     "servers.in_process", "servers.refused"),
+    ("bus.reading", "bus.redis_store"),
+    ("bus.redis",),
     ("wire.messages", "wire.handshake", "servers"),
     ("wire.client_handshake", "options"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
@@ -42,7 +45,7 @@ FLOORS: list[tuple[str, ...]] = [
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox",
+    "inbox", "bus", "bus.publishing", "bus.fields", "bus.reading", "bus.redis_url",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

@@ -158,6 +158,7 @@ def test_names_of_modules(module: ModuleType) -> None:
 #: Private names that a module uses and does not define itself, and why it may.
 NOT_OURS = {
     "_asdict": "part of the documented interface of a NamedTuple, in spite of its name",
+    "_replace": "likewise",
     "_get_current_object": "how Werkzeug's proxies say what they stand for; documented",
     "_getframe": "of sys; documented, and inspect's own way to the stack of a thread",
     "_current_frames": "of sys; documented, and there is no other way to see what a thread does",
