@@ -9,6 +9,7 @@ from typing import Any
 
 from wsthread.configuration import configuration_key
 from wsthread.handlers import ListenableOptions
+from wsthread.manager import ManagerOptions
 from wsthread.options import Meaning, Options, UpgraderOptions, default_text
 
 PAGE = Path(__file__).with_suffix(".rst")
@@ -29,11 +30,14 @@ Of all managers
 ``Manager``, ``SimpleManager`` and ``ListenableManager`` take them. Limits are those of one process. A value that makes
 no sense is a ValueError.
 """
+BETWEEN_PROCESSES = """
+They take callbacks about other processes, too, as keywords or in the other ways that ``help(ListenableManager)`` tells.
+"""
 CALLBACKS = """
 Of ListenableManager
 --------------------
 
-Callbacks are given as keywords, or in the other ways that ``help(ListenableManager)`` tells.
+Callbacks are given in the same ways.
 """
 UPGRADER = """
 Of Upgrader
@@ -45,11 +49,18 @@ A value of the wrong type is a TypeError.
 
 def page() -> str:
     """Return the text of the page."""
-    common = {option.name for option in fields(Options)}
-    callbacks = [option for option in fields(ListenableOptions) if option.name not in common]
+    between = _own(ManagerOptions, Options)
+    callbacks = _own(ListenableOptions, ManagerOptions)
     return "".join([
-        HEAD, MANAGER, table(fields(Options), with_keys=True), CALLBACKS, table(callbacks, with_keys=False),
+        HEAD, MANAGER, table(fields(Options), with_keys=True),
+        BETWEEN_PROCESSES, table(between, with_keys=False), CALLBACKS, table(callbacks, with_keys=False),
         UPGRADER, table(fields(UpgraderOptions), with_keys=True)])
+
+
+def _own(definition: type[Options], base: type[Options]) -> list[Field[Any]]:
+    """Return the options that a definition has besides those of its base."""
+    common = {option.name for option in fields(base)}
+    return [option for option in fields(definition) if option.name not in common]
 
 
 def table(options: Iterable[Field[Any]], with_keys: bool) -> str:

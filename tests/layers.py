@@ -16,17 +16,15 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "wire", "servers.server", "bus"),
-    ("stats", "registry", "bus.backplane", "bus.publishing", "bus.fields", "bus.redis_url", "wire.frames",
+     "callbacks", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
+    ("stats", "registry", "errands", "bus.backplane", "bus.publishing", "bus.fields", "bus.redis_url", "wire.frames",
      "wire.deflate", "wire.origins", "transport", "housekeeper", "servers.gunicorn", "servers.werkzeug",
      "servers.in_process", "servers.refused"),
-    ("bus.reading", "bus.redis_store"),
-    ("bus.redis",),
-    ("wire.messages", "wire.handshake", "servers"),
-    ("wire.client_handshake", "options"),
-    ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
-    ("ending", "client"),
-    ("writing",),
+    ("wire.messages", "wire.handshake", "servers", "bus.directory", "bus.reading", "bus.redis_store"),
+    ("wire.client_handshake", "options", "bus.mesh", "bus.redis"),
+    ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
+    ("ending", "client", "entries"),
+    ("writing", "presence", "publisher"),
     ("sending",),
     ("control_frames",),
     ("receiving",),
@@ -34,6 +32,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("connection",),
     ("addressing", "shutdown", "thread"),
     ("hub",),
+    ("exchange",),
     ("manager",),
     ("handlers", "upgrader"),
     ("__init__",),
@@ -45,7 +44,8 @@ FLOORS: list[tuple[str, ...]] = [
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox", "bus", "bus.publishing", "bus.fields", "bus.reading", "bus.redis_url",
+    "inbox", "entries", "bus", "bus.backplane", "bus.parcels", "bus.publishing", "bus.fields", "bus.reading",
+    "bus.redis_url",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

@@ -80,7 +80,7 @@ TO: list[tuple[str, Callable[[Crowd], Any], str, int]] = [
     ("connections in a generator", lambda crowd: (conn for conn in crowd.conns), "012", 0),
     ("connections in an iterator", lambda crowd: iter(crowd.conns), "012", 0),
     ("connections as values", lambda crowd: {"Ada": crowd.conns[1]}.values(), "1", 0),
-    ("the members of a group", lambda crowd: crowd.manager.members("b"), "12", 0),
+    ("the members of a group", lambda crowd: crowd.manager.in_group("b"), "12", 0),
     ("a connection twice", lambda crowd: [crowd.conns[0], crowd.conns[0]], "0", 0),
     ("a mixture", lambda crowd: ["a", crowd.conns[2]], "012", 0),
     ("a mixture that overlaps", lambda crowd: [crowd.conns[0], "a", crowd.conns[1], "a"], "01", 0),
@@ -267,10 +267,10 @@ def test_a_group_is_a_str(connect: Connect, group: Any) -> None:
 
 
 def test_members_of_a_group(crowd: Crowd) -> None:
-    assert crowd.manager.members("a") == tuple(crowd.conns[:2])
-    assert crowd.manager.members("nobody") == ()
+    assert crowd.manager.in_group("a") == tuple(crowd.conns[:2])
+    assert crowd.manager.in_group("nobody") == ()
     crowd.conns[0].leave("a")
-    assert crowd.manager.members("a") == (crowd.conns[1],)
+    assert crowd.manager.in_group("a") == (crowd.conns[1],)
     crowd.conns[1].close()
-    assert crowd.manager.members("a") == ()
+    assert crowd.manager.in_group("a") == ()
     assert crowd.conns[1].groups == frozenset()

@@ -202,10 +202,12 @@ def test_a_stopped_server_takes_no_longer_than_the_timeout(own_redis: RedisServe
 def test_cluster(redis_program: str) -> None:
     """Two nodes; the one that was named has none of the slots."""
     bus = free_port()
-    with running(redis_program, *CLUSTER, f"{free_port()}") as one, running(redis_program, *CLUSTER, f"{bus}") as other:
+    with running(redis_program, *CLUSTER, f"{free_port()}") as one, running(
+            redis_program, *CLUSTER, f"{bus}") as other:
         other.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         one.call("CLUSTER", "MEET", "127.0.0.1", other.port, bus)
-        wait_until(lambda: one.call("CLUSTER INFO")["cluster_state"] == "ok")
+        for node in (one, other):
+            wait_until(lambda: node.call("CLUSTER INFO")["cluster_state"] == "ok")
         nobody = free_port()
         store = Store(Address(f"redis+cluster://127.0.0.1:{nobody},127.0.0.1:{one.port}", {}), "x", 5.0)
         assert publish(store, A, 0, 1) == 1

@@ -123,7 +123,7 @@ def test_manager_is_made_once() -> None:
         made.append(Manager(**options))
         return made[-1]
 
-    configuration = Configuration({"WSTHREAD_PING_INTERVAL": 5}, make)
+    configuration = Configuration({"WSTHREAD_PING_INTERVAL": 5}, make, "app")
     assert made == []
     assert configuration.manager is configuration.manager is made[0]
     assert len(made) == 1

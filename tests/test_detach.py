@@ -90,6 +90,16 @@ def test_nothing_is_left(ends: Ends) -> None:
     assert descriptors() <= before
 
 
+def test_given_up(ends: Ends) -> None:
+    before = descriptors()
+    detached = Detached({SOCKET_KEY: ends.servers})
+    detached.give_up()
+    detached.give_up()
+    assert descriptors() <= before
+    assert ends.client.recv(99) == b""
+    assert ends.servers.recv(99) == b""
+
+
 def test_server_is_asked_after_the_exchange(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     """For what it has read already: then reading ends by itself."""
     monkeypatch.setattr(InProcess, "take_unread", lambda self, environ: b"read before" + environ[SOCKET_KEY].recv(99))

@@ -34,8 +34,9 @@ DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 #: The last things that are done for a connection: there is nothing below them that could do them instead.
 SPARED = frozenset({
     "_run", "_live", "guard", "report_close", "call", "call_aside", "dismiss", "_dismiss", "depart", "tell_end",
-    "abandon", "taking", "link_of", "finish", "_close", "_take_handle", "handle", "release",
+    "abandon", "taking", "link_of", "finish", "_close", "_take_handle", "handle", "release", "give_up", "__del__",
 })
+CLOSING_THE_SOCKET = ("wsthread.transport", "close")  # Likewise; others of that name may fail.
 ELSEWHERE = ("wsthread.testing", "wsthread.client", "wsthread.logs", "wsthread.locks", "wsthread.wire.client")
 READING = ("wsthread.wire.frames", "wsthread.wire.messages")  # What the thread of a request does as a client only.
 Profile = Callable[[FrameType, str, Any], None]
@@ -66,6 +67,8 @@ class Plan:
             if event != "call" or not name.startswith("wsthread.") or name.startswith(ELSEWHERE + but):
                 return
             if frame.f_code.co_name in SPARED or frame.f_code.co_flags & inspect.CO_GENERATOR:
+                return
+            if (name, frame.f_code.co_name) == CLOSING_THE_SOCKET:
                 return
             left -= 1
             if left == -1:

@@ -185,6 +185,7 @@ FAILURES = [
     "wsthread.link.Protocol", "wsthread.link.Receiver", "wsthread.upgrader.Detached", "wsthread.upgrader.Transport",
     "wsthread.sending.Sender.open", "wsthread.writing.Writer.write", "wsthread.receiving.Receiver.open",
     "wsthread.receiving.Receiver._take", "wsthread.hub.Hub.arrive", "wsthread.upgrader._Body",
+    "wsthread.upgrader._Body.__init__", "wsthread.upgrader._Switch._open", "wsthread.link.Link.open",
     "wsthread.upgrader.encode_response", "wsthread.thread._let_others_run_first",
 ]
 
@@ -270,7 +271,7 @@ def test_stats(connect: Connect) -> None:
     assert manager.stats() == {
         "connections": {"open": 0, "closing": 0}, "threads": 0, "accepted": 0, "refused": {}, "closed": {}, "slow": 0,
         "greedy": 0, "speedups": active, "queued_bytes": 0, "inbox_bytes": 0, "lingering": 0, "messages_received": 0,
-        "messages_sent": 0, "messages_dropped": 0, "bytes_received": 0, "bytes_sent": 0,
+        "messages_sent": 0, "messages_dropped": 0, "bytes_received": 0, "bytes_sent": 0, "backplane": None,
     }
     (ada, ada_peer), (bob, bob_peer) = members(manager, connect, 2)
     ada_peer.send(Opcode.TEXT, b"hello")  # 11 bytes: header, mask, payload.

@@ -111,7 +111,7 @@ DEEDS: dict[str, tuple[Callable[[Connection, Manager], Any], bool]] = {
         str(conn), conn.state, conn.groups, conn.request.args, conn.latency, conn.queued_bytes, conn.connected,
         conn.close_code), False),
     "looks at others": (lambda conn, manager: (
-        manager.connections, manager.members("a"), manager.get(conn.id), manager.stats(), manager.dump()), False),
+        manager.connections, manager.in_group("a"), manager.get(conn.id), manager.stats(), manager.dump()), False),
     "leave": (lambda conn, manager: conn.leave("a"), False),
     "manager.close": (lambda conn, manager: manager.close(), False),
     "manager.close_where": (lambda conn, manager: manager.close_where(lambda conn: True), False),
@@ -381,9 +381,9 @@ def test_a_closed_peer_that_does_not_answer_leaves_at_once(connect: Connect, hel
     conn, peer = connect(manager)
     assert held.entered.wait(TIMEOUT)
     conn.join("room")
-    assert manager.connections == manager.members("room") == (conn,)
+    assert manager.connections == manager.in_group("room") == (conn,)
     conn.close(4401, "who are you?")
-    assert manager.connections == manager.members("room") == ()
+    assert manager.connections == manager.in_group("room") == ()
     assert manager.get(conn.id) is None
     assert conn.groups == frozenset()
     assert (conn.connected, conn.closed, conn.state) == (False, False, State.CLOSING)
@@ -422,7 +422,7 @@ def test_each_end_is_an_end_of_membership(connect: Connect, end: str) -> None:
     ENDS[end](manager, conn, peer)
     wait_until(lambda: not manager.connections)
     assert not conn.connected
-    assert manager.members("room") == () and conn.groups == frozenset()
+    assert manager.in_group("room") == () and conn.groups == frozenset()
     for call in (
         lambda: conn.join("room"), lambda: conn.send("x"), lambda: conn.post("x"), conn.ping,
         lambda: conn.send_json(1),
@@ -431,7 +431,7 @@ def test_each_end_is_an_end_of_membership(connect: Connect, end: str) -> None:
             call()
     conn.leave("room")
     conn.close()
-    assert manager.connections == manager.members("room") == ()
+    assert manager.connections == manager.in_group("room") == ()
     assert not manager.broadcast("x")
 
 
@@ -449,7 +449,7 @@ def test_no_call_lets_in_what_is_closing(connect: Connect) -> None:
                 call()
             except ConnectionClosed as error:
                 errors.append(type(error))
-        results.extend([list(conn), manager.broadcast("x"), manager.connections, manager.members("room")])
+        results.extend([list(conn), manager.broadcast("x"), manager.connections, manager.in_group("room")])
 
     manager = ListenableManager(on_connect=on_connect)
     conn, peer = connect(manager)
@@ -580,9 +580,9 @@ def test_letting_in_races_closing(connect: Connect, letting_in: str, closing: st
             at_once.wait(TIMEOUT)
             close(conn, peer)
             if closing != "reset":
-                assert manager.get(conn.id) is None and conn not in manager.members("room")
+                assert manager.get(conn.id) is None and conn not in manager.in_group("room")
     wait_until(lambda: manager.stats()["threads"] == 0)
-    assert manager.connections == manager.members("room") == ()
+    assert manager.connections == manager.in_group("room") == ()
     assert errors == []
 
 
@@ -606,7 +606,7 @@ def test_an_end_waits_for_letting_in(monkeypatch: pytest.MonkeyPatch, end: Calla
         with suppress(ConnectionClosed):
             conn.join("room")
         ending.join()
-        assert manager.connections == manager.members("room") == ()
+        assert manager.connections == manager.in_group("room") == ()
         over.set()
 
 
@@ -634,7 +634,7 @@ def test_many_threads_race_for_one_connection() -> None:
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert manager.connections == manager.members("a") == manager.members("b") == ()
+            assert manager.connections == manager.in_group("a") == manager.in_group("b") == ()
             over.set()
     wait_until(lambda: manager.stats()["threads"] == 0)
 
@@ -661,7 +661,7 @@ def test_a_broadcast_beside_arrivals_and_ends(connect: Connect) -> None:
             assert (Opcode.TEXT, b"for all") in frames
             assert frames[-1] == (Opcode.CLOSE, b"\x03\xe8")
     wait_until(lambda: manager.stats()["threads"] == 0)
-    assert manager.connections == manager.members("room") == ()
+    assert manager.connections == manager.in_group("room") == ()
 
 
 def test_the_handler_style_without_a_use(connect: Connect) -> None:

@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 
 from wsthread import CloseCode, Deflate, ListenableManager, Manager, SimpleManager, Upgrader
+from wsthread.bus.backplane import Backplane
 from wsthread.handlers import ListenableOptions, SimpleOptions
+from wsthread.manager import ManagerOptions
 from wsthread.options import Meaning, Options, UpgraderOptions, default_text, option, takes
 from wsthread.upgrader import UpgraderArguments
 
 ROOT = Path(__file__).parent.parent
 SHUTDOWN = ["shutdown_code", "shutdown_timeout", "shutdown_spread"]  # Their values have tests of their own.
-OTHERS = ["overflow", "ipv6_prefix", *SHUTDOWN]
+OTHERS = ["overflow", "ipv6_prefix", "name", "backplane", *SHUTDOWN]
 NUMBERS = [field.name for field in fields(Options) if field.name not in OTHERS]
 SIZES = ["max_message_size", "max_outbox_size", "max_inbox_size", "max_held_size", "max_control_rate"]
 REQUIRED = ["max_outbox_size", "max_inbox_size", "close_timeout"]
@@ -49,6 +51,23 @@ def test_none_means_no_limit_where_that_makes_sense(name: str) -> None:
             Manager(**{name: None})  # type: ignore[arg-type]
     else:
         assert getattr(Manager(**{name: None}).options, name) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, "chat", "Chat 2 \u00fc", "x" * 100])
+def test_names(value: str | None) -> None:
+    assert Manager(name=value).options.name == value
+
+
+@pytest.mark.parametrize("value", ["", "x" * 101, "a\nb", 1, b"chat"])
+def test_other_names_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="^name is .* must be a str of 1 to 100 printable characters"):
+        Manager(name=value)
+
+
+@pytest.mark.parametrize("value", ["redis", "redis://localhost", "", 1, Backplane])
+def test_other_backplanes_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match='^backplane is .* must be a Backplane such as .*, or "local"'):
+        Manager(backplane=value)
 
 
 @pytest.mark.parametrize("value", ["close", "drop_oldest", "drop_newest", "block"])
@@ -130,8 +149,9 @@ def test_options_cannot_change() -> None:
 
 def test_all_managers_take_all_options() -> None:
     names = [field.name for field in fields(Options)]
-    assert names == list(inspect.signature(Manager).parameters)
-    values = dict(zip(names, [2] * len(names)), overflow="block", shutdown_code=1012)
+    assert names == [name for name in inspect.signature(Manager).parameters if not name.startswith("on_")]
+    values = dict(
+        zip(names, [2] * len(names)), overflow="block", shutdown_code=1012, name="chat", backplane=None)
     for manager in Manager(**values), ListenableManager(**values), SimpleManager(print, **values):  # type: ignore
         assert manager.options == Options(**values)  # type: ignore[arg-type]
 
@@ -158,7 +178,7 @@ def test_sizes_are_numbers_of_bytes(size: object) -> None:
 # What follows from the definitions
 
 CONSTRUCTORS: list[tuple[Callable[..., object], type[Any], list[str]]] = [
-    (Manager, Options, []),
+    (Manager, ManagerOptions, []),
     (ListenableManager, ListenableOptions, []),
     (SimpleManager, SimpleOptions, ["handler"]),
     (Upgrader, UpgraderArguments, ["manager"]),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from peer import Connect, Recorder, connect, members
 from prometheus_client import CollectorRegistry, generate_latest
 from servers import wait_until
 
 from wsthread import ListenableManager, Manager, Opcode
+from wsthread.bus.backplane import Backplane, Health, Listener
 from wsthread.manager import hub_of
 from wsthread.prometheus import Collector
 
@@ -95,3 +98,28 @@ def test_with_connections(connect: Connect, labels: dict[str, str], first: str) 
         f'wsthread_refused_total{{{first}status="403 Forbidden"}} 1.0',
     ):
         assert line in lines
+
+
+class Line(Backplane):
+    """A backplane that goes nowhere."""
+
+    def start(self, name: str, listener: Listener, history: int = 0) -> None: ...
+
+    def publish(self, kind: str, header: dict[str, Any], payload: bytes = b"") -> int:
+        return 1
+
+    def health(self) -> Health:
+        return Health(False, 1.0, queued=3, published=5, gaps=2)
+
+    def close(self, timeout: float) -> None: ...
+
+
+def test_with_a_backplane() -> None:
+    manager = ListenableManager(name="test_prometheus", backplane=Line())
+    manager.broadcast("x")
+    found = {line for line in scrape(manager).splitlines() if line.startswith("wsthread_backplane_")}
+    assert found == {
+        "wsthread_backplane_healthy 0.0", "wsthread_backplane_queued 3.0", "wsthread_backplane_published_total 5.0",
+        "wsthread_backplane_received_total 0.0", "wsthread_backplane_dropped_total 0.0",
+        "wsthread_backplane_resent_total 0.0", "wsthread_backplane_gaps_total 2.0"}
+    manager.shutdown(timeout=1)

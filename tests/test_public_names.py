@@ -31,8 +31,9 @@ __all__ = ["connect"]
 
 PACKAGE = Path(wsthread.__file__).parent
 MANAGER = {
-    "broadcast", "call", "close", "close_where", "connections", "dump", "get", "members", "options", "report_close",
-    "report_error", "report_slow", "serve", "shutdown", "stats",
+    "broadcast", "call", "close", "close_where", "connections", "dump", "get", "in_group", "members", "notify",
+    "on_gap", "on_members", "on_notify", "options", "report_close", "report_error", "report_slow", "serve", "shutdown",
+    "stats",
 }
 CLIENT_CONNECTION = {
     "close", "close_code", "close_reason", "closed", "closed_error", "ping", "receive", "send", "terminate",
@@ -50,6 +51,9 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
         MANAGER - {"options"} | {"on_close", "on_connect", "on_error", "on_message", "on_slow"}, {"options"}),
     wsthread.SimpleManager: (MANAGER - {"options"}, {"options"}),
     wsthread.Upgrader: ({"upgrade"}, set()),
+    wsthread.RedisBackplane: (
+        {"close", "health", "knows_ends", "publish", "reset_after_fork", "start"}, {"publisher"}),
+    wsthread.Publisher: ({"broadcast", "close", "notify", "reset_after_fork", "stop"}, set()),
     wsthread.Broadcast: ({"dropped", "failed", "queued", "sent"}, set()),
     wsthread.State: ({"CLOSED", "CLOSING", "CONNECTING", "OPEN"}, {"name", "value"}),
     wsthread.Opcode: ({"BINARY", "CLOSE", "CONTINUATION", "PING", "PONG", "TEXT"}, {"name", "value"}),
@@ -124,12 +128,14 @@ def test_names_of_objects(connect: Connect) -> None:
     with ours, theirs, wsthread.testing.connect(echo) as client:
         objects: list[object] = [
             conn, wsthread.Manager(), wsthread.ListenableManager(), wsthread.SimpleManager(lambda conn: None),
-            wsthread.Upgrader(wsthread.Manager()), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
+            wsthread.Upgrader(wsthread.Manager()), wsthread.RedisBackplane("redis://h"),
+            wsthread.Publisher("redis://h"), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
             wsthread.Opcode.TEXT, wsthread.CloseCode.GOING_AWAY, wsthread.Deflate(), wsthread.WebSocketError(),
             wsthread.HandshakeError(HTTPStatus.FORBIDDEN, ""), wsthread.HandshakeRefused(403), wsthread.DetachError(),
             wsthread.ProtocolError(""), wsthread.InvalidPayload(""), wsthread.MessageTooBig(""),
             wsthread.RateExceeded(""), wsthread.InvalidJSON("", ""), wsthread.BackplaneFull(),
-            wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours), client, wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
+            wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours), client,
+            wsthread.testing.Refused(refusal), wsthread.flask.WebSockets(),
             wsthread.django.WebSocketMiddleware(lambda request: HttpResponse()),
         ]
     for one in objects:
@@ -141,10 +147,11 @@ def test_names_of_objects(connect: Connect) -> None:
 def test_names_of_the_package() -> None:
     assert wsthread.__all__ == sorted(wsthread.__all__)
     assert set(wsthread.__all__) == {
-        "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError", "HandshakeError",
-        "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager", "MessageTooBig",
-        "Opcode", "ProtocolError", "RateExceeded", "SimpleManager",
-        "State", "Upgrader", "WebSocketError", "dump_on_signal",
+        "BackplaneFull", "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError",
+        "HandshakeError", "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager",
+        "MessageTooBig", "Opcode", "ProtocolError", "Publisher", "RateExceeded", "RedisBackplane",
+        "SimpleManager", "State",
+        "Upgrader", "WebSocketError", "dump_on_signal",
     }
 
 

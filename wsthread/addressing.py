@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
 from .connection import Connection
+from .entries import Addressed
 from .registry import Registry
 
 #: Group names, connections, or several of either.
@@ -51,6 +52,24 @@ def choose(registry: Registry[Connection], to: Addressees | None, exclude: Addre
         left_out = {*registry.snapshot(groups), *named}
         members = tuple(conn for conn in members if conn not in left_out)
     return Chosen(members, gone)
+
+
+def fixed(addressees: Addressees | None) -> Addressees | None:
+    """Return addressees that can be gone through more than once, whatever a caller has given."""
+    if addressees is None or isinstance(addressees, (str, bytes, bytearray, memoryview, Connection)):
+        return addressees
+    return tuple(addressees) if isinstance(addressees, Iterable) else addressees
+
+
+def elsewhere(to: Addressees | None, exclude: Addressees) -> Addressed:
+    """Return whom a call is about in other processes: groups travel, connections are of this process."""
+    return Addressed(None if to is None else _groups(to), _groups(exclude))
+
+
+def _groups(addressees: Addressees) -> frozenset[str]:
+    if isinstance(addressees, (str, Connection)):
+        addressees = (addressees,)
+    return frozenset([one for one in addressees if isinstance(one, str)])
 
 
 def _split(registry: Registry[Connection], name: str, value: Addressees) -> tuple[set[str], set[Connection]]:

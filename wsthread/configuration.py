@@ -69,14 +69,16 @@ class Configuration:
     Args:
         config: its configuration.
         make_manager: called with some of :class:`wsthread.options.Options`.
+        name: what the manager is called, unless the configuration says something else.
 
     Raises:
         ValueError: an unknown key, or a value that makes no sense.
     """
 
-    def __init__(self, config: dict[str, Any], make_manager: Callable[..., Manager]) -> None:
+    def __init__(self, config: dict[str, Any], make_manager: Callable[..., Manager], name: str) -> None:
         self._config = config
         self._make_manager = make_manager
+        self._name = name
         self._lock = threading.RLock()  # Guards all below.
         self._manager: Manager | None = None
         self._upgraders = UpgraderOptions()
@@ -94,7 +96,7 @@ class Configuration:
         with self._lock:
             if self._manager is None:
                 options, self._upgraders = self._parse()
-                self._manager = self._make_manager(**options)
+                self._manager = self._make_manager(**{"name": self._name, **options})
                 self._seen = self._current()
                 self._tell_leftover()
             elif self._current() != self._seen:

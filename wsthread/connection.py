@@ -16,6 +16,7 @@ from .ending import State
 from .exceptions import ConnectionClosed, InvalidJSON
 from .link import Link
 from .locks import taking
+from .presence import member_now
 from .registry import Registry
 from .sending import Sender
 from .speedups import send_small
@@ -123,19 +124,26 @@ class Connection:
 
     # Groups
 
-    def join(self, group: str) -> None:
+    def join(self, group: str, *, info: Any = None) -> None:
         """Put the connection into a group, for ``manager.broadcast(to=group)``. Any thread may call it.
 
         It leaves its groups when it begins to close. Joining twice is joining once.
 
+        Args:
+            group: the group.
+            info: who it is, for ``manager.members(group)`` of all processes: anything that has JSON. None when it is to
+                be no member there, or when what it told before still holds.
+
         Raises:
             ConnectionClosed: the connection is closing or closed.
-            TypeError: the group is no str.
+            TypeError: the group is no str; the info has no JSON.
+            ValueError: the info has no JSON.
         """
         if not isinstance(group, str):
             raise TypeError(f"a group is a str, not {group!r}")
+        told = None if info is None else member_now(self.id, info)
         self._let_in()
-        if not self._home.registry.join(self.id, group):
+        if not self._home.registry.join(self.id, group, told):
             with taking(self._sender.send_lock):
                 raise self._sender.closed_error()
 

@@ -8,7 +8,7 @@ client's socket lives on under a new number that the server never sees.
 Only the exchange is here. Where the socket is, and what the server has read of it, :mod:`wsthread.servers` knows.
 
 States of a socket: found (still the server's) -> detached (ours; the dummy is the server's) -> released (the
-response is over, the dummy's other end is closed).
+response is over, the dummy's other end is closed) or given up (closed, as the dummy's other end).
 """
 
 from __future__ import annotations
@@ -62,7 +62,15 @@ class Detached:
                 pass
         except OSError:
             pass
-        self._drain.close()
+        finally:
+            self._drain.close()
+
+    def give_up(self) -> None:
+        """Close the client's socket, and end the server's side: there will be no connection."""
+        try:
+            self.socket.close()
+        finally:
+            self.release()
 
 
 def _check_headroom(number: int) -> None:

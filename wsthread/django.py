@@ -42,12 +42,12 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.http import is_same_domain
 
 from . import clock
+from .callbacks import check_function
 from .configuration import Configuration, RouteOptions
 from .connection import Connection, link_of
 from .django_handshake import Handshake, refusal, wsgi_environ
 from .django_scope import DjangoScope
 from .exceptions import HandshakeError
-from .handlers import check_function
 from .logs import tell_refusal
 from .manager import Manager
 from .options import Compression
@@ -195,7 +195,7 @@ def _configuration() -> Configuration:
 def _read() -> Configuration:
     found = {name: getattr(settings, name) for name in dir(settings) if name.startswith(_PREFIX)}
     try:
-        return Configuration(found, _ViewManager)
+        return Configuration(found, _ViewManager, "Django")
     except ValueError as error:
         raise ImproperlyConfigured(f"WebSockets: {error}") from error
 

@@ -39,11 +39,11 @@ from werkzeug.routing import WebsocketMismatch
 from werkzeug.wrappers import Response
 
 from . import clock, testing
+from .callbacks import check_function
 from .configuration import Configuration, RouteOptions
 from .connection import Connection, link_of
 from .flask_contexts import FlaskScope
 from .flask_rules import answer_mismatch, configuration_of, follow_redirects
-from .handlers import check_function
 from .manager import Manager
 from .options import Compression
 from .wire.origins import Origins
@@ -91,7 +91,7 @@ class WebSockets:
         if app in self._apps:
             return
         if "wsthread" not in app.extensions:
-            app.extensions["wsthread"] = Configuration(app.config, _RouteManager)
+            app.extensions["wsthread"] = Configuration(app.config, _RouteManager, f"Flask {app.name}")
             request_started.connect(follow_redirects, app)
             if WebsocketMismatch not in app.error_handler_spec[None][HTTPStatus.BAD_REQUEST]:
                 app.register_error_handler(WebsocketMismatch, answer_mismatch)

@@ -25,6 +25,7 @@ from .addressing import Addressees, choose
 from .client_address import client_of, may_be_proxy
 from .connection import Connection, let_in, link_of, senders_of
 from .deadlines import Deadlines
+from .entries import Addressed
 from .exceptions import ConnectionClosed, HandshakeError
 from .housekeeper import survive
 from .link import Link, Scope
@@ -38,6 +39,7 @@ from .shutdown import Shutdown, wait_ended
 from .speedups import send_each
 from .stats import Counters, Totals
 from .wire.deflate import Agreement
+from .wire.frames import CloseCode
 from .wire.messages import PreparedMessage
 from .wire.protocol import Close
 
@@ -63,6 +65,25 @@ class Broadcast(NamedTuple):
 
     def __bool__(self) -> bool:
         return self.sent + self.queued > 0
+
+
+class Outside(Protocol):
+    """What a hub has to say to those who speak to other processes."""
+
+    def start(self) -> None:
+        """The first connection is about to open."""
+
+    def note_change(self, group: str, id: str, told: Any) -> None:
+        """See :class:`wsthread.registry.Registry`."""
+
+    def check(self, now: float) -> None:
+        """Do what is due; the housekeeper calls it."""
+
+    def close(self) -> None:
+        """The connections have ended, and there will be no more."""
+
+    def reset_after_fork(self) -> None:
+        """Only the forking thread runs."""
 
 
 class Reports(Protocol):
@@ -96,15 +117,17 @@ class Hub:
     Args:
         reports: the manager.
         options: its options.
+        outside: who speaks to other processes.
 
     Attributes:
         registry: the members.
         counters: for the operator.
     """
 
-    def __init__(self, reports: Reports, options: Options) -> None:
+    def __init__(self, reports: Reports, options: Options, outside: Outside) -> None:
         self._reports = reports
         self._options = options
+        self._outside = outside
         self.reset()
 
     def __str__(self) -> str:
@@ -112,7 +135,7 @@ class Hub:
 
     def reset(self) -> None:
         """Begin without connections."""
-        self.registry: Registry[Connection] = Registry()
+        self.registry: Registry[Connection] = Registry(self._outside.note_change)
         self.counters = Counters()
         self._shutdown = Shutdown()
         self._renewed_at = clock.now()  # The housekeeper's, as the next one.
@@ -144,6 +167,7 @@ class Hub:
         """
         if self._shutdown.close is not None:
             raise _overload("the server is stopping")
+        self._outside.start()
         options = self._options
         client = None
         if options.max_connections_per_address is not None:
@@ -260,9 +284,27 @@ class Hub:
         if current is not None:
             let_in(current)
         members, gone = choose(self.registry, to, exclude)
+        return self._send_all(members, message, gone)
+
+    def deliver(self, message: PreparedMessage, addressed: Addressed) -> None:
+        """Send a message of another process to members. It waits for no peer: ``"block"`` is as ``"close"``."""
+        self._send_all(self.addressed(addressed), message, may_wait=False)
+
+    def addressed(self, addressed: Addressed) -> tuple[Connection, ...]:
+        """Return the members that another process means."""
+        members = self.registry.snapshot(addressed.to)
+        if addressed.exclude:
+            left_out = frozenset(self.registry.snapshot(addressed.exclude))
+            members = tuple([conn for conn in members if conn not in left_out])
+        return members
+
+    def _send_all(
+        self, members: tuple[Connection, ...], message: PreparedMessage, gone: int = 0, may_wait: bool = True,
+    ) -> Broadcast:
         sent, others = send_each(senders_of(members), message.encode(None))
         queued = len(members) - sent - len(others)
-        outcomes = Counter([self._post(members[index], message) for index in others])  # No generator: see locks.py.
+        # No generator: see locks.py.
+        outcomes = Counter([self._post(members[index], message, may_wait) for index in others])
         return Broadcast(
             sent + outcomes[Posted.SENT], queued + outcomes[Posted.QUEUED], outcomes[Posted.DROPPED],
             gone + outcomes[None])
@@ -276,7 +318,7 @@ class Hub:
                 raise sender.closed_error()
         return posted is not Posted.DROPPED
 
-    def _post(self, conn: Connection, message: PreparedMessage) -> Posted | None:
+    def _post(self, conn: Connection, message: PreparedMessage, may_wait: bool = True) -> Posted | None:
         """Return what became of the message, None when the connection was closing."""
         sender = link_of(conn).sender
         try:
@@ -286,6 +328,9 @@ class Hub:
                     self._note_slow(conn, excess)
                 if posted is not Posted.FULL:
                     return posted
+                if not may_wait:
+                    conn.close(CloseCode.TRY_AGAIN_LATER, "too slow")
+                    return Posted.DROPPED
                 sender.wait_progress()
         except (ConnectionClosed, TimeoutError):
             return None
@@ -350,6 +395,7 @@ class Hub:
             receiver = one.receiver
             if receiver.waiting_since is None or receiver.begun_at is not None or one.deadlines.due <= now:
                 survive(self._check, one.conn, now)
+        self._outside.check(now)
         if now >= self._renewed_at + _SECOND:
             self._renewed_at = now
             self._cut_greedy({one.conn: link_of(one.conn).renew() for one in alive})
@@ -417,15 +463,18 @@ class Hub:
         The one in whose thread it is called does not count.
         """
         own = self.current
-        return wait_ended(
+        have_ended = wait_ended(
             lambda seconds: self.registry.wait_gone(own is not None, seconds),
             lambda: [conn for conn in self.alive() if conn is not own], timeout)
+        self._outside.close()
+        return have_ended
 
     def reset_after_fork(self) -> None:
         """Forget the parent's connections, and close this process' copies of their sockets."""
         # Without the lock, which another thread of the parent may have held.
         for conn in [*(one.conn for one in self._alive.values()), *self._departed.values()]:
             link_of(conn).close_after_fork()
+        self._outside.reset_after_fork()
         self.reset()
 
 

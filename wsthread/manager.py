@@ -8,37 +8,73 @@ rest of the package gets at it by :func:`hub_of`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from .addressing import Addressees, choose
+from .addressing import Addressees
+from .bus.backplane import Gap
+from .callbacks import Callback, WithCallbacks, callbacks_of
 from .connection import Connection, link_of
+from .exchange import Exchange
 from .hub import Broadcast, Hub
-from .options import Options, takes
+from .options import Options, option, takes
+from .presence import Member
 from .wire.frames import CloseCode
-from .wire.messages import Payload, PreparedMessage
+from .wire.messages import Payload
 from .wire.protocol import check_close
 
+NO_CALLBACK = "the method of that name if a subclass has one, else nothing is called"
 
-class Manager:
+
+@dataclass(frozen=True, kw_only=True)
+class ManagerOptions(Options):
+    """What any manager may be told: callbacks about other processes, besides the options."""
+
+    on_notify: Callable[[Any], Any] | None = option(
+        None,
+        "A function that is called as on_notify(data) in every process, this one too, when one of them has called "
+        "manager.notify(data).",
+        none=NO_CALLBACK)
+    on_members: Callable[[str], Any] | None = option(
+        None,
+        "A function that is called as on_members(group) in every process when manager.members(group) has changed. "
+        "What it broadcasts should be local=True, for the other processes are called as well.",
+        none=NO_CALLBACK)
+    on_gap: Callable[[Gap], Any] | None = option(
+        None,
+        "A function that is called as on_gap(gap) when this process has missed what others have published, for good. "
+        "gap.missing is the number, or None.",
+        none=NO_CALLBACK)
+
+
+class Manager(WithCallbacks):
     """Base of the managers: subclass it and override :meth:`serve`.
+
+    The callbacks here are about other processes. They run in a thread of the manager's own, one after another.
 
     Attributes:
         options: what it was told, see :class:`wsthread.options.Options`.
     """
 
-    @takes(Options)
+    on_notify: Callback[Callable[[Any], Any]] = Callback("data")
+    on_members: Callback[Callable[[str], Any]] = Callback("group")
+    on_gap: Callback[Callable[[Gap], Any]] = Callback("gap")
+
+    @takes(ManagerOptions)
     def __init__(self, **options: Any) -> None:
         """Make a manager; nothing starts before its first connection.
 
         Args:
-            **options: those of :class:`wsthread.options.Options`.
+            **options: those of :class:`ManagerOptions`.
 
         Raises:
-            TypeError: an unknown option.
+            TypeError: an unknown option; a callback that is no function, is ``async def``, or takes other parameters.
             ValueError: a value that makes no sense.
         """
+        super().__init__(options)
         self.options = Options(**options)
-        self._hub = Hub(self, self.options)
+        self._exchange = Exchange(self, self.options, callbacks_of(self))
+        self._hub = self._exchange.hub
 
     # What an application asks
 
@@ -57,22 +93,32 @@ class Manager:
         """Return the one of the connections with this id, or None. Any thread may call it."""
         return self._hub.registry.get(id)
 
-    def members(self, group: str) -> tuple[Connection, ...]:
-        """Return the connections in a group; none when there is no such group. Any thread may call it.
+    def in_group(self, group: str) -> tuple[Connection, ...]:
+        """Return the connections of this process in a group; none when there is no such group. Any thread may call it.
 
         Raises:
             TypeError: the group is no str.
         """
-        if not isinstance(group, str):
-            raise TypeError(f"a group is a str, not {group!r}")
-        return self._hub.registry.snapshot([group])
+        return self._hub.registry.snapshot([_checked(group)])
+
+    def members(self, group: str) -> tuple[Member, ...]:
+        """Return the connections of all processes that have joined a group with ``info``. Any thread may call it.
+
+        Each has an ``id``, its ``info``, and ``since`` when, in seconds since the epoch. They are in the order in which
+        they joined. What other processes do is known a moment later.
+
+        Raises:
+            TypeError: the group is no str.
+        """
+        return self._exchange.members(_checked(group))
 
     def broadcast(
-        self, payload: Payload, *, to: Addressees | None = None, exclude: Addressees = (),
+        self, payload: Payload, *, to: Addressees | None = None, exclude: Addressees = (), local: bool = False,
     ) -> Broadcast:
         """Send a message to many connections. Any thread may call it, a Flask view as well as a callback.
 
-        It waits for no peer, unless ``overflow`` is ``"block"``, and no peer's failure is raised. The message is
+        It reaches the connections of all processes that the ``backplane`` leads to, those of this one first. It
+        waits for no peer, unless ``overflow`` is ``"block"``, and no peer's failure is raised. The message is
         encoded once, and once more for each kind of compression that the peers agreed to.
 
         Args:
@@ -80,21 +126,24 @@ class Manager:
             to: a group's name, a connection, or several of either; a connection that is meant twice gets the message
                 once. None for every connection.
             exclude: likewise, those that do not get it.
+            local: whether only the connections of this process are meant.
 
         Returns:
-            How many got it, and how many did not. It is false when no connection took the message.
+            How many connections of this process got it, and how many did not. It is false when none took the message.
 
         Raises:
+            BackplaneFull: the connections of this process have been served; too much waits for other processes, or the
+                message is too large for them.
             TypeError: the payload is neither str nor bytes-like; ``to`` or ``exclude`` is something else, such as the
                 id of a connection.
         """
-        return self._hub.broadcast(PreparedMessage(payload), to, exclude)
+        return self._exchange.broadcast(payload, to, exclude, local)
 
     def close(
         self, *, to: Addressees | None = None, exclude: Addressees = (), code: int = CloseCode.NORMAL_CLOSURE,
         reason: str = "",
     ) -> int:
-        """Close many connections. Any thread may call it; it waits for nothing.
+        """Close many connections, in all processes. Any thread may call it; it waits for nothing.
 
         Args:
             to: as for :meth:`broadcast`; None for every connection.
@@ -103,19 +152,34 @@ class Manager:
             reason: likewise.
 
         Returns:
-            How many connections those were.
+            How many connections of this process those were.
 
         Raises:
+            BackplaneFull: as for :meth:`broadcast`.
             TypeError: ``to`` or ``exclude`` is something else; the code is no int or the reason no str.
             ValueError: the code may not be sent or the reason is too long.
         """
-        close = check_close(code, reason)
-        return self._hub.close(choose(self._hub.registry, to, exclude).members, close)
+        return self._exchange.close_many(check_close(code, reason), to, exclude)
+
+    def notify(self, data: Any) -> None:
+        """Tell all processes something: ``on_notify(data)`` is called in each, this one too. Any thread may call it.
+
+        It is for what only the processes themselves can do, such as :meth:`close_where`.
+
+        Args:
+            data: anything that has JSON.
+
+        Raises:
+            BackplaneFull: as for :meth:`broadcast`.
+            TypeError: the data has no JSON.
+            ValueError: likewise.
+        """
+        self._exchange.notify(data)
 
     def close_where(
         self, predicate: Callable[[Connection], bool], code: int = CloseCode.NORMAL_CLOSURE, reason: str = "",
     ) -> int:
-        """Close the connections for which a predicate is true, such as those of a user who logged out.
+        """Close the connections of this process for which a predicate is true, such as those of a user who logged out.
 
         Any thread may call it; it waits for nothing.
 
@@ -136,7 +200,7 @@ class Manager:
 
     def stats(self) -> dict[str, Any]:
         """Return numbers for the operator, fit for JSON. Counts are since the process began. Any thread may call it."""
-        return self._hub.stats()
+        return {**self._hub.stats(), "backplane": self._exchange.stats()}
 
     def dump(self) -> str:
         """Return a line for each connection: what it does since when, its queue, its pong. Any thread may call it.
@@ -199,6 +263,12 @@ class Manager:
 
     def report_close(self, conn: Connection) -> None:
         """Called once, in the connection's thread, when the connection is CLOSED."""
+
+
+def _checked(group: object) -> str:
+    if not isinstance(group, str):
+        raise TypeError(f"a group is a str, not {group!r}")
+    return group
 
 
 def hub_of(manager: Manager) -> Hub:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
+from .bus.backplane import Backplane
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, is_valid_close_code
 from .wire.handshake import check_subprotocols
@@ -117,6 +118,12 @@ _SIZE = Check(
 _CLOSE_CODE = Check(
     "a number that a Close may carry (RFC 6455 7.4)", lambda value: _is_whole(value) and is_valid_close_code(value))
 _PREFIX = Check("a whole number from 1 to 128", lambda value: _is_whole(value) and 1 <= value <= 128)
+_NAME = Check(
+    "a str of 1 to 100 printable characters",
+    lambda value: isinstance(value, str) and 0 < len(value) <= 100 and value.isprintable())
+_BACKPLANE = Check(
+    'a Backplane such as RedisBackplane("redis://localhost"), or "local"',
+    lambda value: value == "local" or isinstance(value, Backplane))
 _OVERFLOW = Check(
     f"one of {', '.join(get_args(Overflow))}", lambda value: isinstance(value, str) and value in get_args(Overflow))
 
@@ -217,6 +224,16 @@ class Options:
         0.0,
         "The time over which the Closes of a shutdown are spread, so that not all clients come back at once.",
         unit="seconds", check=_NOT_NEGATIVE)
+    name: str | None = option(
+        None,
+        "What the manager is called in all processes. Managers of the same name are one room: a broadcast of one "
+        "reaches the connections of all.",
+        none='it is called "default"; a second manager without a name stays alone', check=_NAME)
+    backplane: Backplane | Literal["local"] | None = option(
+        "local",
+        'What carries broadcasts to other processes. "local" reaches the worker processes of one server, and those '
+        "that take their place; a RedisBackplane reaches other hosts as well.",
+        none="the manager stays alone in its process", check=_BACKPLANE)
 
     def __post_init__(self) -> None:
         for one in fields(self):

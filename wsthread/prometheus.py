@@ -8,7 +8,7 @@
     REGISTRY.register(Collector(manager))
     application = DispatcherMiddleware(application, {"/metrics": make_wsgi_app()})
 
-Each worker process counts for itself.
+Each worker process counts for itself. What the backplane does is shown as soon as it has started.
 """
 
 from __future__ import annotations
@@ -28,6 +28,21 @@ _COUNTERS = {
     "messages_dropped": "Broadcast messages given up for slow peers",
     "bytes_received": "Bytes received, with frame headers",
     "bytes_sent": "Bytes sent, with frame headers",
+}
+
+
+_BACKPLANE_GAUGES = {
+    "healthy": "Whether what is published leaves, and what others publish comes",
+    "lag": "Seconds that the last entry took which came from another process",
+    "queued": "Entries that wait to leave",
+    "peers": "Other processes that are known",
+}
+_BACKPLANE_COUNTERS = {
+    "published": "Entries published",
+    "received": "Entries of other processes received",
+    "dropped": "Entries that came twice, or that nobody can read",
+    "resent": "Entries that were sent again",
+    "gaps": "Entries of other processes that were missed",
 }
 
 
@@ -69,3 +84,14 @@ class Collector:
             for key, number in stats[name].items():
                 by_label.add_metric([*values, key], number)
             yield by_label
+        backplane = stats["backplane"] or {}
+        for name, help_text in _BACKPLANE_GAUGES.items():
+            if backplane.get(name) is not None:
+                gauge = GaugeMetricFamily(f"wsthread_backplane_{name}", help_text, labels=names)
+                gauge.add_metric(values, backplane[name])
+                yield gauge
+        for name, help_text in _BACKPLANE_COUNTERS.items():
+            if name in backplane:
+                counter = CounterMetricFamily(f"wsthread_backplane_{name}", help_text, labels=names)
+                counter.add_metric(values, backplane[name])
+                yield counter

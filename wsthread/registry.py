@@ -8,8 +8,8 @@ call that waits says so.
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Generic, TypeVar
 
 from .locks import taking
 
@@ -17,9 +17,17 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Registry(Generic[T]):
-    """Members by id, and groups of them. Snapshots are in the order of arrival."""
+    """Members by id, and groups of them. Snapshots are in the order of arrival.
 
-    def __init__(self) -> None:
+    A member may tell something when it joins a group; that is forgotten when it leaves.
+
+    Args:
+        note_change: called as ``note_change(group, id, told)`` when a member has told something, and with None when
+            that is forgotten, in the order of these events. It is called with the lock held, so it waits for nothing.
+    """
+
+    def __init__(self, note_change: Callable[[str, str, Any], None] | None = None) -> None:
+        self._note_change = note_change
         self._lock = threading.Lock()  # Guards everything below.
         self._going = threading.Condition(self._lock)  # Notified when someone is dismissed or waits.
         self._admitted = 0
@@ -28,6 +36,7 @@ class Registry(Generic[T]):
         self._members: dict[str, T] = {}
         self._groups: dict[str, dict[T, None]] = {}
         self._joined: dict[T, set[str]] = {}
+        self._told: dict[str, dict[str, Any]] = {}  # By group, by id. Few members tell anything.
 
     def admit(self, address: str | None, limit: int | None, limit_per_address: int | None) -> str | None:
         """Count one more, and one more from an address if that is known.
@@ -93,21 +102,30 @@ class Registry(Generic[T]):
             member = self._members.pop(key, None)
             if member is not None:
                 for group in self._joined.pop(member, ()):
-                    self._leave(member, group)
+                    self._leave(key, member, group)
 
     def get(self, key: str) -> T | None:
         """Return the member with this id, or None."""
         with taking(self._lock):
             return self._members.get(key)
 
-    def join(self, key: str, group: str) -> bool:
-        """Put a member into a group; False when it is no member."""
+    def join(self, key: str, group: str, told: Any = None) -> bool:
+        """Put a member into a group; False when it is no member.
+
+        Args:
+            key: its id.
+            group: the group.
+            told: what it tells; None for nothing, or for nothing new.
+        """
         with taking(self._lock):
             member = self._members.get(key)
             if member is None:
                 return False
             self._groups.setdefault(group, {})[member] = None
             self._joined.setdefault(member, set()).add(group)
+            if told is not None:
+                self._told.setdefault(group, {})[key] = told
+                self._note(group, key, told)
             return True
 
     def leave(self, key: str, group: str) -> None:
@@ -116,13 +134,28 @@ class Registry(Generic[T]):
             member = self._members.get(key)
             if member is not None and group in self._joined.get(member, ()):
                 self._joined[member].discard(group)
-                self._leave(member, group)
+                self._leave(key, member, group)
 
-    def _leave(self, member: T, group: str) -> None:
+    def _leave(self, key: str, member: T, group: str) -> None:
         members = self._groups[group]
         del members[member]
         if not members:
             del self._groups[group]
+        told = self._told.get(group, {})
+        if told.pop(key, None) is not None:
+            if not told:
+                del self._told[group]
+            self._note(group, key, None)
+
+    def _note(self, group: str, key: str, told: Any) -> None:
+        if self._note_change is not None:
+            self._note_change(group, key, told)
+
+    def told(self, group: str | None = None) -> list[tuple[str, Any]]:
+        """Return what members have told, each with its group; None for all groups."""
+        with taking(self._lock):
+            groups = self._told if group is None else {group: self._told.get(group, {})}
+            return [(name, one) for name, told in groups.items() for one in told.values()]
 
     def groups(self, key: str) -> frozenset[str]:
         """Return the groups a member is in."""

@@ -198,31 +198,13 @@ class _Switch:
                 f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
                 [("Retry-After", "5")]) from error
         try:
-            return _Switch._switched(link, data, response, detached)
-        except BaseException:
-            detached.release()
-            raise
-
-    @staticmethod
-    def _switched(
-        link: Link, data: bytes, response: Response, detached: Detached,
-    ) -> tuple[Iterable[bytes], str, list[tuple[str, str]]]:
-        try:
-            transport = Transport(detached.socket)
-
-            def end() -> None:
-                try:
-                    response.close()
-                finally:
-                    detached.release()
-                    link.open(transport, data, detached.unread)
-
             # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no
             # Content-Type.
             ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
-            return _Body(end), "101 Switching Protocols", ignored
+            body = _Body(response, link, detached, Transport(detached.socket), data)
+            return body, "101 Switching Protocols", ignored
         except BaseException:
-            detached.socket.close()
+            detached.give_up()
             raise
 
 
@@ -233,22 +215,48 @@ class _Body:
     ends with its last reference.
 
     Args:
-        end: called once.
+        response: the application's 101, to be closed.
+        link: the connection, to be opened then.
+        detached: the socket that was the server's.
+        transport: the same socket, as the connection uses it.
+        data: what the client gets first.
     """
 
-    def __init__(self, end: Callable[[], None]) -> None:
-        self._end: Callable[[], None] | None = end
+    _link: Link | None = None  # When not even __init__ could be called, there is nothing to end.
+
+    def __init__(
+        self, response: Response, link: Link, detached: Detached, transport: Transport, data: bytes,
+    ) -> None:
+        self._response = response
+        self._detached = detached
+        self._transport = transport
+        self._data = data
+        self._link = link
 
     def __iter__(self) -> Iterator[bytes]:
         return iter((b"",))
 
     def close(self) -> None:
         """Note that the request is over."""
-        end, self._end = self._end, None
-        if end is not None:
-            end()
+        link, self._link = self._link, None
+        if link is None:
+            return
+        try:
+            self._response.close()
+        finally:
+            try:
+                self._detached.release()
+                link.open(self._transport, self._data, self._detached.unread)
+            except BaseException:
+                try:
+                    self._transport.close()
+                finally:
+                    link.abandon()  # Its thread may still wait.
+                raise
 
-    __del__ = close
+    def __del__(self) -> None:
+        if self._link is not None:
+            self.close()
 
 
 def _snapshot(request: Request) -> Request:

@@ -67,7 +67,7 @@ def leave(conn: Connection) -> None:
 def announce(event: str, name: str) -> None:
     """Tell everybody who came or went, and who is here now."""
     with announcing:  # A broadcast waits for nobody, so nor does this lock.
-        online = [conn.context for conn in manager.members("chat")]
+        online = [conn.context for conn in manager.in_group("chat")]
         manager.broadcast(encode(event, name=name, online=online), to="chat")
 
 

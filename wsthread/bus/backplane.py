@@ -16,11 +16,8 @@ What a backplane may not do:
 
 from __future__ import annotations
 
-import secrets
+import uuid
 from typing import Any, NamedTuple, Protocol
-
-MESSAGE = "m"
-"""The kind of an entry that is a message for connections; see :mod:`wsthread.exchange` for it and the other kinds."""
 
 
 class Entry(NamedTuple):
@@ -29,7 +26,7 @@ class Entry(NamedTuple):
     Attributes:
         publisher: the process, 16 hexadecimal digits.
         number: 1 for its first entry, and so on.
-        kind: what to do with it, one letter.
+        kind: what to do with it, one letter of :mod:`wsthread.entries`.
         header: values that JSON knows; their meaning depends on the kind.
         payload: bytes, empty for most kinds.
     """
@@ -115,6 +112,10 @@ class BackplaneUnavailable(Exception):
     """A backplane cannot be had in this process. Its text says why, as the end of a sentence."""
 
 
+class NotNeeded(BackplaneUnavailable):
+    """There are no other processes, as far as anybody can tell: nobody has to be warned."""
+
+
 class Backplane:
     """Base of the backplanes: one manager's way to the other processes. Any thread may call anything here.
 
@@ -174,4 +175,4 @@ class Backplane:
 
 def new_publisher() -> str:
     """Return an id for a process that publishes."""
-    return secrets.token_hex(8)
+    return uuid.uuid4().hex[:16]

@@ -37,6 +37,11 @@ def find(environ: dict[str, Any]) -> tuple[Server, socket.socket]:
     raise no_socket(environ)
 
 
+def room() -> tuple[str, ...] | None:
+    """Return what this process has in common with those that serve the same application. Any thread may call it."""
+    return next((room for room in (server.room() for server in SERVERS) if room is not None), None)
+
+
 def is_stopping() -> bool:
     """Tell whether the server that runs this process is stopping, as far as it lets us know. Any thread may call it."""
     return any(server.is_stopping() for server in SERVERS)

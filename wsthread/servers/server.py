@@ -53,6 +53,13 @@ class Server:
         """
         return b""
 
+    def room(self) -> tuple[str, ...] | None:
+        """Return what the processes have in common that serve one application together, such as their addresses.
+
+        None when there is one process, or nobody can tell. Any thread may call it.
+        """
+        return None
+
     def is_stopping(self) -> bool:
         """Tell whether this server runs the process and has begun to stop it. Any thread may call it, and often."""
         return False

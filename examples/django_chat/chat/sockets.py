@@ -82,7 +82,7 @@ def group_of(session_key: str | None) -> str:
 def announce(room: str) -> None:
     """Tell a room who is there now."""
     with announcing:  # A broadcast waits for nobody, so nor does this lock.
-        names = sorted({conn.context.name for conn in manager.members(f"room {room}")})
+        names = sorted({conn.context.name for conn in manager.in_group(f"room {room}")})
         manager.broadcast(encode("online", names=names), to=f"room {room}")
 
 
