@@ -36,12 +36,16 @@ class RedisServer:
         process: the running server.
     """
 
-    def __init__(self, program: str, *options: str, port: int | None = None) -> None:
+    def __init__(
+        self, program: str, *options: str, port: int | None = None, sentinel: Path | None = None,
+    ) -> None:
         self.port = free_port() if port is None else port
         self.directory = Path(tempfile.mkdtemp(prefix="wsthread-redis-"))
         self._command = [
             program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", "",
             "--daemonize", "no", *options]
+        if sentinel is not None:  # Its configuration.
+            self._command = [program, str(sentinel), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
         self.start()
 
     @property
@@ -159,3 +163,63 @@ def steadily(publish: Callable[[], Any], rate: float, stop: threading.Event) -> 
         publish()
         done += 1
     return done
+
+
+class Proxy:
+    """Stands in front of a server, and may hold back what goes to its replicas, as a slow network does.
+
+    Attributes:
+        port: where it listens, on 127.0.0.1.
+        flows: whether replicas get what the server sends.
+    """
+
+    def __init__(self, server: RedisServer) -> None:
+        self.flows = threading.Event()
+        self.flows.set()
+        self._target = server.port
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._run(self._accept)
+
+    def close(self) -> None:
+        """End all connections."""
+        self.flows.set()
+        for one in (self._socket, *self._open):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for one in (self._socket, *self._open):
+            one.close()
+
+    def _run(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._threads.append(threading.Thread(target=function, args=arguments, daemon=True))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._socket.accept()
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:
+                    near.close()
+                    continue
+                self._open += (near, far)
+                is_replica = threading.Event()
+                self._run(self._forward, near, far, is_replica, False)
+                self._run(self._forward, far, near, is_replica, True)
+
+    def _forward(self, near: socket.socket, far: socket.socket, is_replica: threading.Event, is_back: bool) -> None:
+        with suppress(OSError):
+            while data := near.recv(1 << 16):
+                if not is_back and b"PSYNC" in data.upper():
+                    is_replica.set()
+                if is_back and is_replica.is_set():
+                    self.flows.wait()
+                far.sendall(data)
+        for one in (near, far):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
