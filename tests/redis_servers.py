@@ -52,10 +52,10 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, *options: str) -> None:
+        """Start it, with more options, and wait until it answers."""
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen([*self._command, *options], stdout=log, stderr=subprocess.STDOUT)
         wait_until(self.answers)
 
     def answers(self) -> bool:
