@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,6 +178,25 @@ def test_unix_socket(redis_program: str) -> None:
         store = Store(Address(f"unix://{server.directory}/socket", {}), "x", 5.0)
         assert publish(store, A, 0, 1) == 1
         store.close()
+
+
+def test_tls(redis_program: str, need_program: Callable[[str], str], tmp_path: Path) -> None:
+    """With a password, and a certificate that is checked."""
+    key, certificate, port = tmp_path / "key.pem", tmp_path / "certificate.pem", free_port()
+    subprocess.run(
+        [need_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True, timeout=60)
+    with running(
+            redis_program, "--tls-port", f"{port}", "--tls-cert-file", f"{key.parent}/certificate.pem",
+            "--tls-key-file", f"{key}", "--tls-ca-cert-file", f"{certificate}", "--tls-auth-clients", "no") as server:
+        server.call("CONFIG", "SET", "requirepass", "p@ss/word")
+        url = f"rediss://:p%40ss%2Fword@localhost:{port}"
+        store = Store(Address(f"{url}?ssl_ca_certs={certificate}", {}), "x", 5.0)
+        assert publish(store, A, 0, 1) == 1
+        store.close()
+        with pytest.raises(redis.ConnectionError, match="(?i)certificate"):
+            Store(Address(url, {}), "x", 5.0).look(False)
 
 
 def test_nobody_listens() -> None:

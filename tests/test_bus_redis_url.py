@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsthread.bus.redis_url import Target, key_of, parse
+from wsthread.bus.redis_url import Target, key_of, moved_to, parse
 
 NOBODY = (None, None)
 URLS = [
@@ -43,3 +43,10 @@ def test_refused(url: str, message: str) -> None:
 def test_keys_of_a_name_are_in_one_slot() -> None:
     assert key_of("chat") == "wsthread:{chat}"
     assert key_of("}ä{/") == "wsthread:{%7D%C3%A4%7B%2F}"
+
+
+@pytest.mark.parametrize(("error", "expected"), [
+    ("MOVED 5 10.0.0.1:7000", ("10.0.0.1", 7000)), ("5 ::1:7000", ("::1", 7000)), ("MOVED 5 :7000", ("", 7000)),
+    ("WRONGPASS invalid", None)])
+def test_moved_to(error: str, expected: tuple[str, int] | None) -> None:
+    assert moved_to(error) == expected

@@ -227,7 +227,7 @@ class Address:
 
     def _connect_to_node(self, key: str, timeout: float) -> Any:
         """Ask nodes in turn for the key, which tells which one has it."""
-        from redis.exceptions import MovedError
+        from redis.exceptions import ResponseError
 
         failure: Exception = ConnectionError("no node of the cluster answers")
         for host, port in self._target.nodes:
@@ -237,9 +237,12 @@ class Address:
                     try:
                         call(connection, "EXISTS", key)
                         return connection
-                    except MovedError as moved:
+                    except ResponseError as error:
                         connection.disconnect()
-                        host, port = moved.host or host, moved.port
+                        moved = redis_url.moved_to(str(error))
+                        if moved is None:
+                            raise
+                        host, port = moved[0] or host, moved[1]
                     except BaseException:
                         connection.disconnect()
                         raise

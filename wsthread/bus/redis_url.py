@@ -77,6 +77,15 @@ def key_of(name: str) -> str:
     return f"wsthread:{{{quote(name, safe=' ')}}}"
 
 
+def moved_to(error: str) -> tuple[str, int] | None:
+    """Return the node that an error of a cluster names, its host empty for the same one; None if it names none.
+
+    Until version 5 redis-py passes the error on as it comes, later ones cut off its first word.
+    """
+    found = re.fullmatch(r"(?:MOVED )?\d+ (\S*):(\d{1,5})", error)
+    return None if found is None else (found[1], int(found[2]))
+
+
 def _host_and_port(text: str, port: int) -> tuple[str, int]:
     found = re.fullmatch(r"(?:\[([^]]+)]|([^:\[\]]*))(?::(\d{1,5}))?", text)
     if found is None:
