@@ -17,14 +17,15 @@ MODULES = sorted(FILES)
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
      "callbacks", "history", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
-    ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
-     "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.uwsgi", "servers.waitress", "servers.wsgiref",
-     "servers.cheroot", "servers.in_process", "servers.refused"),
-    ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory"),
-    ("wire.client_handshake", "wire.resume", "options", "bus.mesh"),
+    ("stats", "registry", "errands", "bus.backplane", "bus.publishing", "bus.fields", "bus.redis_url", "wire.frames",
+     "wire.deflate", "wire.origins", "transport", "housekeeper", "servers.gunicorn", "servers.werkzeug",
+     "servers.uwsgi", "servers.waitress", "servers.wsgiref", "servers.cheroot", "servers.in_process",
+     "servers.refused"),
+    ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory", "bus.reading", "bus.redis_store"),
+    ("wire.client_handshake", "wire.resume", "options", "bus.mesh", "bus.redis"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
     ("ending", "client", "entries"),
-    ("writing", "presence"),
+    ("writing", "presence", "publisher"),
     ("sending",),
     ("control_frames",),
     ("receiving",),
@@ -50,8 +51,8 @@ FLOORS: list[tuple[str, ...]] = [
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox", "entries", "bus.backplane", "bus.parcels", "doctor.findings", "doctor.answers", "doctor.settings",
-    "doctor.proxies", "history", "wire.resume",
+    "inbox", "entries", "bus", "bus.backplane", "bus.parcels", "bus.publishing", "bus.fields", "bus.reading",
+    "bus.redis_url", "doctor.findings", "doctor.answers", "doctor.settings", "doctor.proxies", "history", "wire.resume",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

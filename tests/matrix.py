@@ -32,7 +32,8 @@ TESTS = [
 ]
 TOOLS = [
     "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",
-    "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8", "websockets>=13",
+    "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "redis>=5", "websocket-client>=1.8",
+    "websockets>=13",
 ]
 ROW_TIMEOUT = 900  # Seconds.
 

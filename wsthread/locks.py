@@ -20,8 +20,8 @@ _PACKAGE = __name__.partition(".")[0]
 _HOLDERS = frozenset(f"{_PACKAGE}.{name}" for name in (
     "connection", "deadlines", "ending", "errands", "exchange", "history", "housekeeper", "hub", "inbox",
     "lifecycle", "outbox", "overflow", "presence", "receiving", "recovery", "registry", "sending", "shutdown",
-    "speedups", "stats", "tls", "transport", "writing", "bus.local", "bus.mesh", "wire.deflate", "wire.frames",
-    "wire.messages", "wire.protocol"))
+    "speedups", "stats", "tls", "transport", "writing", "bus.local", "bus.mesh", "bus.publishing", "bus.redis",
+    "wire.deflate", "wire.frames", "wire.messages", "wire.protocol"))
 _ON_PURPOSE = frozenset({"serve", "report_error", "report_close"})
 _PATIENCE = 0.1  # Seconds: it may well be that another thread holds the lock, for a moment.
 _STEP = 0.001
