@@ -27,7 +27,7 @@ from servers import Server, serve, wait_until
 from websockets.asyncio.client import connect
 
 APP = "apps.secure:app"
-SECONDS = float(os.environ.get("SECONDS", "2"))
+SECONDS = float(os.environ.get("SECONDS", "1"))
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 on_versions = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 
