@@ -73,6 +73,23 @@ def test_refused(module: SimpleNamespace, options: dict[Any, Any], told: str) ->
         servers.find(ENVIRON)
 
 
+@pytest.mark.parametrize(("version", "options", "is_served"), [
+    ((2, 0, 23, 0, b""), {}, False),
+    ((2, 0, 23, 0, b""), {b"enable-threads": True}, True),
+    ((2, 0, 26, 0, b""), {b"threads": b"4"}, True),
+    ((2, 0, 27, 0, b"a1"), {}, False),
+    ((2, 0, 30, 0, b""), {}, True),
+])
+def test_threads(module: SimpleNamespace, version: tuple[Any, ...], options: dict[Any, Any], is_served: bool) -> None:
+    module.version_info = version
+    module.opt.update(options)
+    if is_served:
+        assert servers.find(ENVIRON)[1] == 7
+    else:
+        with pytest.raises(DetachError, match="add --enable-threads"):
+            servers.find(ENVIRON)
+
+
 def test_plain_request_beside_tls(module: SimpleNamespace) -> None:
     module.opt[b"https-socket"] = b":8443,a,b"
     assert servers.find({**ENVIRON, "wsgi.url_scheme": "http"})[1] == 7

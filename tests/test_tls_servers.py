@@ -1,7 +1,7 @@
 """TLS in the server: gunicorn with --certfile, Werkzeug with ssl_context.
 
 The clients are asyncio's, or have one thread per socket: websockets.sync hangs over TLS now and then, with any server.
-``SECONDS=30`` lets both directions be busy for longer. What tests/test_servers.py has also runs over TLS.
+``BUSY_SECONDS=30`` lets both directions be busy for longer. What tests/test_servers.py has also runs over TLS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from servers import Server, serve, wait_until
 from websockets.asyncio.client import connect
 
 APP = "apps.secure:app"
-SECONDS = float(os.environ.get("SECONDS", "2"))
+SECONDS = float(os.environ.get("BUSY_SECONDS", "1"))
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 on_versions = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 
@@ -62,13 +62,13 @@ def test_both_directions(server: Server, version: ssl.TLSVersion) -> None:
 
             async def send() -> None:
                 nonlocal sent
-                while time.monotonic() < end:
+                while time.monotonic() < end or sent < 20:
                     await client.send(numbered(sent))
                     sent += 1
 
             async def receive() -> None:
                 nonlocal received
-                while time.monotonic() < end:
+                while time.monotonic() < end or received < 20:
                     message = await client.recv()
                     assert isinstance(message, bytes)
                     check(message, received)
@@ -84,7 +84,6 @@ def test_both_directions(server: Server, version: ssl.TLSVersion) -> None:
         return sent, received
 
     sent, received = asyncio.run(talk())
-    assert min(sent, received) > 10
     wait_until(lambda: len(noted(server)) == before + 2)
     counts = dict(line.split() for line in noted(server)[before:])
     print(f"FIGURE {version.name}: {counts} in {SECONDS:g} s")

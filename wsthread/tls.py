@@ -101,6 +101,32 @@ class _ServersEnd(ssl.SSLSocket):
         return self._dummy.detach()
 
 
+class _Turn:
+    """The TLS lock, fair for two: whoever has just had it lets the other one go first.
+
+    A plain lock would be had by the same thread again and again, for it is still awake.
+    """
+
+    __slots__ = ("_lock", "_next")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._next = threading.Lock()  # Held by the one that waits.
+
+    def __enter__(self) -> None:
+        taken: list[bool] = []
+        try:
+            with taking(self._next):
+                taken.extend(map(taking(self._lock).acquire, (True,)))  # In one step, see wsthread.writing.
+        except BaseException:  # Of a signal handler.
+            if taken:
+                self._lock.release()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
+
+
 class TlsTransport(Transport):
     """A TLS connection that was the server's.
 
@@ -111,7 +137,7 @@ class TlsTransport(Transport):
         dummy: what the server has in its place from now on. It belongs to the server.
     """
 
-    __slots__ = ("_lock", "_begun", "_has_failed", "_has_ended", "_input")
+    __slots__ = ("_turn", "_begun", "_has_failed", "_has_ended", "_input")
 
     def __init__(self, sock: ssl.SSLSocket, dummy: socket.socket) -> None:
         dummy.settimeout(sock.gettimeout())
@@ -120,7 +146,7 @@ class TlsTransport(Transport):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             pass  # It is a Unix socket, or the peer is gone already.
-        self._lock = threading.Lock()  # The TLS lock.
+        self._turn = _Turn()
         self._begun = b""  # The record that was begun. The send lock guards it, too.
         self._has_failed = False  # Whether the session is of no use any more.
         self._has_ended = False  # Whether our direction has ended, and nobody wants to know any more what comes.
@@ -156,7 +182,7 @@ class TlsTransport(Transport):
             self._input.poll()
 
     def _has_pending(self) -> bool:
-        with taking(self._lock):
+        with self._turn:
             return not self._has_ended and self._pending() > 0
 
     def _pending(self) -> int:
@@ -198,7 +224,7 @@ class TlsTransport(Transport):
     def _read(self, size: int) -> bytes | None:
         if self.fileno() < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        with taking(self._lock):
+        with self._turn:
             try:
                 data: bytes = ssl.SSLSocket.read(self._socket, size)
                 return data
@@ -219,7 +245,7 @@ class TlsTransport(Transport):
     # Writing
 
     def _send(self, data: bytes | memoryview) -> int:
-        with taking(self._lock):
+        with self._turn:
             sent = 0
             if self._begun:
                 if not self._write(self._begun):
@@ -276,7 +302,7 @@ class TlsTransport(Transport):
 
     def _say_goodbye(self) -> None:
         """Send close_notify, without which the peer takes the end for an attack (RFC 8446 6.1)."""
-        with taking(self._lock):
+        with self._turn:
             if self._has_failed or self._has_ended:
                 return
             try:

@@ -15,6 +15,7 @@ from ..exceptions import DetachError
 from .server import Server
 
 _LOOPS = ("gevent", "asyncio", "async", "greenlet", "tornado")
+_HAS_THREADS = (2, 0, 28)  # From that version on threads are enabled by default.
 _MERCY, _MARGIN = 60.0, 2.0  # Seconds: uWSGI's default, and what we leave it of that.
 
 
@@ -38,6 +39,10 @@ class Uwsgi(Server):
             raise DetachError(
                 f"uWSGI runs with --{loop}, and shows sockets that threads cannot serve; run it with processes and "
                 "threads (--processes 2 --threads 4)")
+        if getattr(uwsgi, "version_info", _HAS_THREADS)[:3] < _HAS_THREADS and not options.keys() & {
+                "enable-threads", "threads"}:
+            raise DetachError(
+                "uWSGI before 2.0.28 lets no threads run while its worker waits for requests; add --enable-threads")
         if "https-socket" in options and environ.get("wsgi.url_scheme") == "https":
             raise DetachError(
                 "uWSGI's --https-socket shows no socket that could be taken; let nginx terminate TLS, or use --https "
