@@ -20,7 +20,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
      "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.uwsgi", "servers.waitress", "servers.wsgiref",
      "servers.cheroot", "servers.in_process", "servers.refused"),
-    ("wire.messages", "wire.handshake", "servers", "bus.directory"),
+    ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory"),
     ("wire.client_handshake", "options", "bus.mesh"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
     ("ending", "client", "entries"),

@@ -6,6 +6,7 @@ Nothing here, and nothing in the tests that use it, depends on the wording of on
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from certificates import certificates, client_context
+from clients import SECURE_PORTS
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
@@ -41,6 +44,10 @@ SERVERS = {
     "sync": ["gunicorn", "--worker-class", "sync", "--access-logfile", "-"],
     "werkzeug": ["flask", "run", "--port", "0"],
     "werkzeug-single": ["flask", "run", "--port", "0", "--without-threads"],
+    "gthread-tls": [
+        "gunicorn", "--worker-class", "gthread", "--threads", "2", "--access-logfile", "-", "--certfile", "{cert}",
+        "--keyfile", "{key}"],
+    "werkzeug-tls": ["flask", "run", "--port", "0", "--cert", "{cert}", "--key", "{key}"],
     # Werkzeug's server for what is no Flask application, which flask run does not take.
     "run_simple": ["apps.run_simple"],
     "wsgiref": ["apps.run_wsgiref"],
@@ -66,6 +73,7 @@ class Server:
         kind: a key of :data:`SERVERS`.
         port: where it listens, on 127.0.0.1; 0 when it listens on a Unix socket.
         process: its main process.
+        is_secure: whether it speaks TLS.
     """
 
     def __init__(
@@ -77,7 +85,11 @@ class Server:
         self._log = Path(self._directory.name, "log")
         self._ended: str | None = None  # The log, once the server and its directory are gone.
         port = free_port() if any("{port}" in part for part in SERVERS[kind]) else 0
-        parts = [part.format(port=port) for part in SERVERS[kind]]
+        self.is_secure = kind.endswith("-tls")
+        paths = certificates() if self.is_secure else None
+        parts = [
+            part.format(port=port, cert=paths and paths.server, key=paths and paths.server_key)
+            for part in SERVERS[kind]]
         if parts[0] == "uwsgi":
             command = [str(Path(sys.executable).with_name("uwsgi")), *options, *parts[1:]]
         else:
@@ -100,6 +112,8 @@ class Server:
                 start_new_session=True)
         try:
             self.port = port or int(self.wait_log(READY).group(1) or 0)
+            if self.is_secure:
+                SECURE_PORTS[self.port] = client_context()
             if port:
                 wait_until(self.listens, 20)
             if self._has_master:
@@ -123,14 +137,22 @@ class Server:
         return found
 
     def url(self, path: str = "/", scheme: str = "http") -> str:
-        """Return an absolute URL on this server."""
+        """Return an absolute URL on this server; with TLS the scheme gets an s."""
+        if self.is_secure:
+            scheme += "s"
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 
     def get(self, path: str = "/", timeout: float = 10) -> str:
         """Return the body of a GET."""
-        with urllib.request.urlopen(self.url(path), timeout=timeout) as response:
+        with urllib.request.urlopen(self.url(path), timeout=timeout, context=SECURE_PORTS.get(self.port)) as response:
             body: bytes = response.read()
         return body.decode()
+
+    def http(self, timeout: float = 10) -> http.client.HTTPConnection:
+        """Return a connection for HTTP."""
+        if self.is_secure:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=client_context())
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def log(self) -> str:
         """Return what the server has printed so far; its last lines may still be on their way."""
@@ -188,6 +210,7 @@ class Server:
             self.process.wait(5)
             raise
         finally:
+            SECURE_PORTS.pop(getattr(self, "port", 0), None)
             self._ended = self.log()
             self._directory.cleanup()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import socket
@@ -27,10 +28,10 @@ def test_exchange() -> None:
         server, found = servers.find(environ)
         assert isinstance(server, Cheroot) and found is ours
         detached = Detached(environ)
-        with detached.socket:
+        with contextlib.closing(detached.transport):
             assert detached.unread == b"a frame"
             client.sendall(b"another")
-            assert detached.socket.recv(99) == b"another"
+            assert detached.transport.recv(99) == b"another"
             detached.release()
 
 

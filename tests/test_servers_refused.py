@@ -57,7 +57,17 @@ def test_green_socket_that_is_a_socket() -> None:
         servers.find({"gunicorn.socket": green})
 
 
-def test_tls() -> None:
-    with ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(socket.socket(), server_hostname="a") as secure:
-        with pytest.raises(DetachError, match="TLS sockets cannot be detached yet; let a proxy"):
-            servers.find({"gunicorn.socket": secure})
+class OtherSocket(ssl.SSLSocket):
+    """A class that somebody has derived, for whatever reason."""
+
+
+@pytest.mark.parametrize(("sslsocket_class", "is_taken"), [(ssl.SSLSocket, True), (OtherSocket, False)])
+def test_tls(sslsocket_class: type[ssl.SSLSocket], is_taken: bool) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = sslsocket_class
+    with context.wrap_socket(socket.socket(), server_hostname="a") as secure:
+        if is_taken:
+            assert servers.find({"gunicorn.socket": secure})[1] is secure
+        else:
+            with pytest.raises(DetachError, match="TLS socket is a test_servers_refused.OtherSocket.* let a proxy"):
+                servers.find({"gunicorn.socket": secure})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import sys
@@ -53,9 +54,9 @@ def test_exchange(module: SimpleNamespace) -> None:
     with ours, client:
         module.connection_fd = ours.fileno
         detached = Detached(dict(ENVIRON))
-        with detached.socket:
+        with contextlib.closing(detached.transport):
             ours.sendall(b"uWSGI's 101")
-            detached.socket.sendall(b"ours")
+            detached.transport.send(b"ours")
             assert client.recv(99) == b"ours"
             detached.release()
         assert detached.unread == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import threading
@@ -56,7 +57,7 @@ def test_unread(attributes: dict[str, Any], unread: bytes) -> None:
     with ours, theirs:
         channel = Channel(socket=ours, **attributes)
         detached = Detached(environ(channel))
-        with detached.socket:
+        with contextlib.closing(detached.transport):
             assert detached.unread == unread
             detached.release()
         if unread:

@@ -35,8 +35,10 @@ def check_socket(shown: object) -> socket.socket | int:
     if type(shown).__module__.partition(".")[0] in _GREEN:
         raise DetachError(
             "gevent and eventlet workers show sockets that threads cannot serve; use gunicorn --worker-class gthread")
-    if isinstance(shown, ssl.SSLSocket):
-        raise DetachError("TLS sockets cannot be detached yet; let a proxy such as nginx terminate TLS")
+    if isinstance(shown, ssl.SSLSocket) and type(shown) is not ssl.SSLSocket:
+        raise DetachError(
+            f"the server's TLS socket is a {type(shown).__module__}.{type(shown).__qualname__}, which cannot be taken "
+            "over; let a proxy such as nginx terminate TLS")
     if isinstance(shown, int) and shown >= 0:
         return shown
     if not isinstance(shown, socket.socket):
