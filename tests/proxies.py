@@ -130,17 +130,29 @@ def nginx_site(upstream: int | str, port: int, changes: dict[str, str] | None = 
     Args:
         upstream: where gunicorn listens: a port of 127.0.0.1, or another address.
         port: where nginx is to listen.
-        changes: more of them; made first.
+        changes: what is to be changed besides.
     """
-    text = recipe("nginx.conf", changes or {})
-    address = f"127.0.0.1:{upstream}" if isinstance(upstream, int) else upstream
-    for old, new in {
-        "server 127.0.0.1:8000;": f"server {address};", "listen 80;": f"listen 127.0.0.1:{free_port()};",
-        "listen 443 ssl http2;": f"listen 127.0.0.1:{port};", "ssl_certificate ": "# ", "ssl_certificate_key": "#",
-    }.items():
+    text = recipe("nginx.conf", {
+        **_nginx_changes(upstream, free_port()), "listen 443 ssl http2;": f"listen 127.0.0.1:{port};",
+        "ssl_certificate ": "# ", "ssl_certificate_key": "#"})
+    for old, new in (changes or {}).items():
         assert old in text
         text = text.replace(old, new)
     return text
+
+
+def nginx_tls_site(upstream: int | str, plain: int, secure: int, certificate: Path) -> str:
+    """Return the recipe of nginx with other ports and another certificate."""
+    return recipe("nginx.conf", {
+        **_nginx_changes(upstream, plain), "listen 443 ssl http2;": f"listen 127.0.0.1:{secure} ssl http2;",
+        "/etc/ssl/chat/fullchain.pem": str(certificate), "/etc/ssl/chat/key.pem": str(certificate)})
+
+
+def _nginx_changes(upstream: int | str, plain: int) -> dict[str, str]:
+    address = f"127.0.0.1:{upstream}" if isinstance(upstream, int) else upstream
+    return {
+        "server 127.0.0.1:8000;": f"server {address};", "listen 80;": f"listen 127.0.0.1:{plain};",
+        "Host $host;": "Host $host:$server_port;"}
 
 
 @contextmanager

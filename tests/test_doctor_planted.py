@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import gunicorn.config
 import gunicorn.workers
 import pytest
-from proxies import NeedProgram, free_port, is_open, make_certificate, nginx_site, recipe, run_haproxy, run_nginx
-from servers import SERVERS, TESTS, Server, serve, wait_until
+from proxies import (
+    NeedProgram, free_port, is_open, make_certificate, nginx_site, nginx_tls_site, recipe, run_haproxy, run_nginx,
+)
+from servers import TESTS, Server, serve, wait_until
 from test_proxies import haproxy_config, opens
 
 from wsthread.client import connect
@@ -71,19 +73,24 @@ def certificate(need_program: NeedProgram, tmp_path_factory: pytest.TempPathFact
 # Good deployments
 
 
-#: What is served with, of :data:`servers.SERVERS`.
-GOOD = [
-    kind for kind in ("gthread", "sync", "werkzeug", "run_simple", "runserver", "uwsgi", "waitress", "cheroot")
-    if kind in SERVERS]
-
-
-@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("kind", [
+    "gthread", "sync", "werkzeug", "run_simple", "runserver", "uwsgi", "uwsgi-router", "waitress", "cheroot"])
 def test_good_server(doctor: Any, kind: str, need_program: NeedProgram, tmp_path: Path) -> None:
     """Alone, and behind nginx."""
     port = free_port()
     with serve(kind, APP) as server:
         assert doctor(server.url("/ws", "ws"), "--idle", "0.3")[:2] == (0, [])
         with run_nginx(need_program("nginx"), tmp_path, nginx_site(server.port, port), [port]):
+            assert doctor(f"ws://127.0.0.1:{port}/ws", "--idle", "0.3")[:2] == (0, [])
+
+
+def test_good_uwsgi_pass(doctor: Any, need_program: NeedProgram, tmp_path: Path) -> None:
+    """nginx and uWSGI in uWSGI's own protocol."""
+    port = free_port()
+    with serve("uwsgi-socket", APP) as server:
+        lines = "include /etc/nginx/uwsgi_params; uwsgi_param HTTP_HOST $host:$server_port; uwsgi_pass chat;"
+        site = nginx_site(server.port, port, {"proxy_pass http://chat;": lines})
+        with run_nginx(need_program("nginx"), tmp_path, site, [port]):
             assert doctor(f"ws://127.0.0.1:{port}/ws", "--idle", "0.3")[:2] == (0, [])
 
 
@@ -94,10 +101,7 @@ def test_good_behind_nginx(
     """With the recipe as it is, TLS included."""
     plain, secure, path = free_port(), free_port(), tmp_path / "app.sock"
     bind = f"unix:{path}" if listens == "unix" else f"127.0.0.1:{free_port()}"
-    site = recipe("nginx.conf", {
-        "127.0.0.1:8000": bind, "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen 443 ssl http2;": f"listen 127.0.0.1:{secure} ssl http2;",
-        "/etc/ssl/chat/fullchain.pem": str(certificate), "/etc/ssl/chat/key.pem": str(certificate)})
+    site = nginx_tls_site(bind, plain, secure, certificate)
     with serve("gthread", APP, "--threads", "16", bind=bind):
         with run_nginx(need_program("nginx"), tmp_path, site, [plain, secure]) as proxy:
             found = doctor(
@@ -119,7 +123,7 @@ def test_good_behind_haproxy(doctor: Any, server: Server, need_program: NeedProg
 
 UPGRADE = "proxy_set_header Upgrade $http_upgrade;"
 CONNECTION = "proxy_set_header Connection $connection_upgrade;"
-HOST = "proxy_set_header Host $http_host;"
+HOST = "proxy_set_header Host $host:$server_port;"
 #: Name of the finding, status of the answer, what is changed in the recipe, and what the client can read.
 IN_NGINX: list[tuple[str, int, dict[str, str], str]] = [
     ("upgrade-lost", 426, {UPGRADE: ""}, "proxy_set_header Upgrade $http_upgrade"),
@@ -229,10 +233,7 @@ def test_forwarded_allow_ips(
 ) -> None:
     """It is seen where a proxy does TLS and gunicorn listens for other hosts."""
     plain, secure = free_port(), free_port()
-    site = recipe("nginx.conf", {
-        "127.0.0.1:8000": f"127.0.0.1:{server.port}", "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen 443 ssl http2;": f"listen 127.0.0.1:{secure} ssl http2;",
-        "/etc/ssl/chat/fullchain.pem": str(certificate), "/etc/ssl/chat/key.pem": str(certificate)})
+    site = nginx_tls_site(server.port, plain, secure, certificate)
     options = ("--gunicorn", "--threads", "16", "--bind", "0.0.0.0:8000")
     with run_nginx(need_program("nginx"), tmp_path, site, [plain, secure]):
         url = f"wss://localhost:{secure}/ws"
@@ -409,6 +410,13 @@ def test_asgi_wrapper(doctor: Any, tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_gevent_worker(doctor: Any) -> None:
+    options = ("--worker-class", "gevent")
+    with serve("gthread", APP, *options) as server:
+        found = doctor(server.url("/ws", "ws"), "--gunicorn", *options, "app:app")
+        assert found[:2] == (1, [("server-cannot", "WSGI server"), ("worker-class", "WSGI server")])
 
 
 def test_asgi_worker(doctor: Any) -> None:

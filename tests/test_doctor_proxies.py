@@ -10,7 +10,9 @@ from wsthread.doctor.proxies import judge_proxy, seconds
 NGINX, HAPROXY = ((RECIPES / name).read_text() for name in ("nginx.conf", "haproxy.cfg"))
 
 
-@pytest.mark.parametrize("text", [NGINX, HAPROXY, "", "user root; events {}"])
+@pytest.mark.parametrize("text", [
+    NGINX, NGINX.replace("listen 443", "listen 8443").replace("$host;", "$host:$server_port;"), HAPROXY, "",
+    "user root; events {}"])
 def test_good(text: str) -> None:
     assert judge_proxy(text) == []
 
@@ -18,7 +20,8 @@ def test_good(text: str) -> None:
 @pytest.mark.parametrize(("name", "text", "old", "new"), [
     ("hard-stop", NGINX, "map $", "worker_shutdown_timeout 10s; map $"),
     ("idle-cut", NGINX, "proxy_read_timeout 60s;", "proxy_read_timeout 15;"),
-    ("port-dropped", NGINX, "Host $http_host;", "Host $host;"),
+    ("port-dropped", NGINX, "listen 443 ssl http2;", "listen 127.0.0.1:8443 ssl;"),
+    ("port-dropped", NGINX.replace("listen 80", "listen [::]:8080"), "proxy_set_header Host", "uwsgi_param HTTP_HOST"),
     ("upgrade-lost", NGINX, "proxy_set_header Upgrade", "# proxy_set_header Upgrade"),
     ("http-1.0", NGINX, "proxy_http_version 1.1;", "proxy_http_version 1.0;"),
     ("hard-stop", HAPROXY, "maxconn 20000", "hard-stop-after 30s"),
@@ -30,7 +33,8 @@ def test_faults(name: str, text: str, old: str, new: str) -> None:
     found, = judge_proxy(text.replace(old, new))
     assert found.name == name
     if name not in ("upgrade-lost", "http-1.0"):  # There the line is missing.
-        number = next(number for number, line in enumerate(text.splitlines(), 1) if old in line)
+        told = "$host;" if name == "port-dropped" else old
+        number = next(number for number, line in enumerate(text.splitlines(), 1) if told in line)
         assert found.symptom.startswith(f"Line {number}: ")
 
 

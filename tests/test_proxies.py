@@ -22,7 +22,8 @@ from h2.events import DataReceived, RemoteSettingsChanged, ResponseReceived
 from h2.settings import SettingCodes
 from herd import Herd
 from proxies import (
-    NeedProgram, Proxy, free_port, make_certificate, nginx_site, recipe, run_caddy, run_haproxy, run_nginx,
+    NeedProgram, Proxy, free_port, make_certificate, nginx_site, nginx_tls_site, recipe, run_caddy, run_haproxy,
+    run_nginx,
 )
 from servers import Server, serve, wait_until
 
@@ -151,10 +152,7 @@ def certificate(need_program: NeedProgram, tmp_path_factory: pytest.TempPathFact
 def test_nginx_with_tls(nginx: str, server: Server, certificate: Path, tmp_path: Path) -> None:
     """The recipe as it stands: TLS, HTTP/2 beside it, and a redirect that no WebSocket follows."""
     plain, secure = free_port(), free_port()
-    site = recipe("nginx.conf", {
-        "127.0.0.1:8000": f"127.0.0.1:{server.port}", "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen 443 ssl http2;": f"listen 127.0.0.1:{secure} ssl http2;",
-        "/etc/ssl/chat/fullchain.pem": str(certificate), "/etc/ssl/chat/key.pem": str(certificate)})
+    site = nginx_tls_site(server.port, plain, secure, certificate)
     context = ssl.create_default_context(cafile=certificate)
     with run_nginx(nginx, tmp_path, site, [plain, secure]):
         url = f"wss://localhost:{secure}/ws"
@@ -394,6 +392,7 @@ def test_upstream_restarts(kind: str, need_program: NeedProgram, tmp_path: Path)
                 herd.wait(lambda: all(client.ended for client in herd.clients if client not in left))
                 assert {client.close_code for client in herd.clients if client not in left} <= {1001}
                 assert not any(client.ended for client in left)
+                wait_until(lambda: other.process.poll() is not None)
                 assert all(opens(url) for _ in range(4))
         with serve("gthread", APP, *GUNICORN, bind=f"127.0.0.1:{ports[1]}") as again:
             wait_until(lambda: again.worker() in whose(url), 15)

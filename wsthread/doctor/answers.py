@@ -58,7 +58,7 @@ class Answer(NamedTuple):
 
 def is_ours(answer: Answer) -> bool:
     """Tell whether this library has written an answer."""
-    return bool(answer.header(REFUSED_HEADER[0]))
+    return bool(answer.header(REFUSED_HEADER))
 
 
 def author(answer: Answer) -> str:
@@ -98,38 +98,39 @@ def tls_expected() -> Finding:
         "tls-expected", Hop.CLIENT, "The port speaks TLS, and the URL begins with ws://.", "Use wss:// in its place.")
 
 
-#: What our sentences say, and what is wrong then: name, whose doing, remedy. The first that is found counts.
-_SENTENCES: list[tuple[str, str, Hop, str]] = [
-    ("but Upgrade is", "upgrade-lost", Hop.PROXY,
+#: What our header and our sentence say, and what is wrong then: a cause, a part of the sentence, and then the name,
+#: whose doing it is, and the remedy. The first that fits counts.
+_CAUSES: list[tuple[str, str, str, Hop, str]] = [
+    ("upgrade", "", "upgrade-lost", Hop.PROXY,
      "nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade;"),
-    ("but Connection is", "connection-lost", Hop.PROXY, 'nginx: proxy_set_header Connection "upgrade";'),
-    ("not HTTP/1.0", "http-1.0", Hop.PROXY, "nginx: proxy_http_version 1.1;"),
-    ("not HTTP/2", "http-2-upstream", Hop.PROXY, "Let the proxy speak HTTP/1.1 to the server."),
-    ("Sec-WebSocket-Protocol", "subprotocol", Hop.CLIENT, "Offer one of these: --subprotocol NAME."),
-    ("Sec-WebSocket-", "handshake-changed", Hop.PROXY, "Let the proxy pass all Sec-WebSocket-* headers on."),
-    ("Host lacks the port", "port-dropped", Hop.PROXY, "nginx: proxy_set_header Host $http_host; instead of $host."),
-    ("Origin is", "host-changed", Hop.PROXY,
-     "nginx: proxy_set_header Host $http_host; or ProxyFix(x_host=1) in the application; or the option origins, if "
-     "this page is another site."),
-    ("max_connections_per_address", "per-address", Hop.APPLICATION,
+    ("connection", "", "connection-lost", Hop.PROXY, 'nginx: proxy_set_header Connection "upgrade";'),
+    ("http-version", "HTTP/1.0", "http-1.0", Hop.PROXY, "nginx: proxy_http_version 1.1;"),
+    ("http-version", "", "http-2-upstream", Hop.PROXY, "Let the proxy speak HTTP/1.1 to the server."),
+    ("origin", "Host lacks the port", "port-dropped", Hop.PROXY,
+     "nginx: proxy_set_header Host $host:$server_port; in place of $host."),
+    ("origin", "", "host-changed", Hop.PROXY,
+     "nginx: proxy_set_header Host $host; (on another port than 80 and 443: $host:$server_port); or ProxyFix(x_host=1) "
+     "in the application; or the option origins, if this page is another site."),
+    ("subprotocol", "", "subprotocol", Hop.CLIENT, "Offer one of these: --subprotocol NAME."),
+    ("key", "", "handshake-changed", Hop.PROXY, "Let the proxy pass all Sec-WebSocket-* headers on."),
+    ("version", "", "handshake-changed", Hop.PROXY, "Let the proxy pass all Sec-WebSocket-* headers on."),
+    ("server", "", "server-cannot", Hop.SERVER, "gunicorn with worker_class = \"gthread\"; the README lists others."),
+    ("limit", "max_connections_per_address", "per-address", Hop.APPLICATION,
      "If a proxy stands in front: ProxyFix(x_for=1). Else raise max_connections_per_address."),
-    ("open files", "open-files", Hop.MACHINE, "Raise the limit for open files: systemd: LimitNOFILE=65536."),
-    ("server is stopping", "stopping", Hop.SERVER, "It is being stopped; ask again when it has started."),
-    ("no thread can be started", "threads-limit", Hop.MACHINE,
+    ("limit", "stopping", "stopping", Hop.SERVER, "It is being stopped; ask again when it has started."),
+    ("limit", "no thread can be started", "threads-limit", Hop.MACHINE,
      "Raise the limit of threads, or of memory: systemd TasksMax, docker run --pids-limit."),
-    ("No more connections", "connection-limit", Hop.APPLICATION, "Raise max_connections, or start more workers."),
+    ("limit", "max_connections", "connection-limit", Hop.APPLICATION, "Raise max_connections, or start more workers."),
+    ("descriptors", "", "open-files", Hop.MACHINE, "Raise the limit for open files: systemd LimitNOFILE=65536."),
 ]
 
 
 def _judge_ours(answer: Answer) -> Finding:
-    sentence = answer.text
-    if answer.status == 501:
-        return fault(
-            "server-cannot", Hop.SERVER, sentence, "gunicorn with worker_class = \"gthread\"; the README lists others.")
-    for part, name, hop, remedy in _SENTENCES:
-        if part in sentence:
-            return fault(name, hop, sentence, remedy)
-    return fault("refused", Hop.APPLICATION, f"{answer.status}: {sentence}", "The sentence above tells.")
+    cause = answer.header(REFUSED_HEADER)
+    for found, part, name, hop, remedy in _CAUSES:
+        if found == cause and part in answer.text:
+            return fault(name, hop, answer.text, remedy)
+    return fault("refused", Hop.APPLICATION, f"{answer.status}: {answer.text}", "The sentence above tells.")
 
 
 def _judge_bad_request(answer: Answer) -> Finding:

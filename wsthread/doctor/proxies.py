@@ -58,10 +58,12 @@ def _judge_nginx(lines: _Lines, ping_interval: float) -> Iterator[Finding]:
     for number, match in _find(lines, r"proxy_read_timeout\s+([^;]+);"):
         if seconds(match[1]) <= ping_interval:
             yield _too_short(number, match[0], ping_interval, f"proxy_read_timeout {ping_interval * 3:g}s;")
-    for number, match in _find(lines, r"proxy_set_header\s+Host\s+\$host;"):
-        yield warning(
-            "port-dropped", Hop.PROXY, f"Line {number}: {match[0]} drops the port, and pages on another one than 80 or "
-            "443 are refused with 403.", f"Line {number}: proxy_set_header Host $http_host;")
+    ports = {match[1] for _, match in _find(lines, r"listen\s+(?:\S*:)?(\d+)\b")}
+    for number, match in _find(lines, r"(?:proxy_set_header\s+Host|uwsgi_param\s+HTTP_HOST)\s+\$host;"):
+        if ports - {"80", "443"}:
+            yield warning(
+                "port-dropped", Hop.PROXY, f"Line {number}: {match[0]} drops the port, and pages on another one than "
+                "80 or 443 are refused with 403.", f"Line {number}: {match[0].replace('$host', '$host:$server_port')}")
     passes = list(_find(lines, r"proxy_pass\s"))
     if passes and not any(_find(lines, r"proxy_set_header\s+Upgrade\s")):
         yield fault(
