@@ -120,6 +120,12 @@ class Listener:
     def begin(self, publisher: str, number: int) -> None:
         self._note("begin", (publisher, number))
 
+    def recall(self) -> bytes:
+        return b""
+
+    def restore(self, memory: bytes) -> None:
+        raise NotImplementedError
+
     def remember(self, entry: Entry) -> None:
         self._note("remember", entry)
 
