@@ -19,7 +19,7 @@ def need_program() -> Callable[[str], str]:
     """Return a function that finds a program, and skips the test where it is not installed; in CI that fails."""
 
     def need(name: str) -> str:
-        found = shutil.which(name)
+        found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")  # Not in each user's PATH.
         if found is None:
             message = f"{name} is not installed"
             if os.environ.get("CI"):

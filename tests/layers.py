@@ -16,12 +16,14 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "callbacks", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
+     "callbacks", "history", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
     ("stats", "registry", "errands", "bus.backplane", "bus.publishing", "bus.fields", "bus.redis_url", "wire.frames",
      "wire.deflate", "wire.origins", "transport", "housekeeper", "servers.gunicorn", "servers.werkzeug",
-     "servers.in_process", "servers.refused"),
-    ("wire.messages", "wire.handshake", "servers", "bus.directory", "bus.reading", "bus.redis_store"),
-    ("wire.client_handshake", "options", "bus.mesh", "bus.redis"),
+     "servers.uwsgi",
+     "servers.waitress", "servers.wsgiref",
+     "servers.cheroot", "servers.in_process", "servers.refused"),
+    ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory", "bus.reading", "bus.redis_store"),
+    ("wire.client_handshake", "wire.resume", "options", "bus.mesh", "bus.redis"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
     ("ending", "client", "entries"),
     ("writing", "presence", "publisher"),
@@ -30,7 +32,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("receiving",),
     ("link",),
     ("connection",),
-    ("addressing", "shutdown", "thread"),
+    ("addressing", "shutdown", "thread", "recovery"),
     ("hub",),
     ("exchange",),
     ("manager",),
@@ -39,17 +41,27 @@ FLOORS: list[tuple[str, ...]] = [
     ("testing", "configuration", "flask_contexts", "django_handshake", "django_scope", "prometheus"),
     ("flask_rules", "django_testing", "pytest_plugin"),
     ("flask", "django"),
+    ("doctor", "doctor.findings", "doctor.visit", "commands.lines", "commands.target"),
+    ("doctor.answers", "doctor.settings", "doctor.proxies", "doctor.machine", "doctor.opened"),
+    ("doctor.gunicorn", "doctor.live", "commands.connect", "commands.bench"),
+    ("commands.doctor",),
+    ("commands",),
+    ("__main__",),
 ]
 #: Bytes in, values out. The tests cover all of them, branches too.
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox", "entries", "bus", "bus.backplane", "bus.parcels", "bus.publishing", "bus.fields", "bus.reading",
-    "bus.redis_url",
+    "inbox", "entries", "bus.backplane", "bus.parcels", "doctor.findings", "doctor.answers", "doctor.settings",
+    "doctor.proxies", "history", "wire.resume",
+    "bus", "bus.publishing", "bus.fields", "bus.reading", "bus.redis_url",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {
     "__init__": "it passes on names that are tested where they are defined",
+    "__main__": "it only calls commands",
+    "doctor": "it is empty",
+    "doctor.findings": "it has no behaviour but what the tests of its users compare",
     "wire": "it is empty",
     "bus": "it is empty",
     "bus.backplane": "it is a contract; the tests of the backplanes hold them to it",

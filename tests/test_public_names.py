@@ -36,7 +36,7 @@ MANAGER = {
     "stats",
 }
 CLIENT_CONNECTION = {
-    "close", "close_code", "close_reason", "closed", "closed_error", "ping", "receive", "send", "terminate",
+    "close", "close_code", "close_reason", "closed", "closed_error", "fileno", "ping", "receive", "send", "terminate",
 }
 OF_CLIENTS = {"headers", "pings", "subprotocol", "timeout"}
 #: What a class has, and what each object of it has besides.
@@ -66,8 +66,9 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
         "client_context_takeover", "client_max_window_bits", "level", "negotiate", "server_context_takeover",
         "server_max_window_bits", "threshold",
     }, set()),
+    wsthread.History: ({"bytes", "count", "seconds"}, set()),
     wsthread.WebSocketError: (set(), set()),
-    wsthread.HandshakeError: (set(), {"headers", "reason", "status"}),
+    wsthread.HandshakeError: (set(), {"cause", "headers", "reason", "status"}),
     wsthread.HandshakeRefused: (set(), {"body", "headers", "reason", "status"}),
     wsthread.DetachError: (set(), set()),
     wsthread.ProtocolError: ({"code"}, {"reason"}),
@@ -132,6 +133,7 @@ def test_names_of_objects(connect: Connect) -> None:
             wsthread.Publisher("redis://h"), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
             wsthread.Opcode.TEXT, wsthread.CloseCode.GOING_AWAY, wsthread.Deflate(), wsthread.WebSocketError(),
             wsthread.HandshakeError(HTTPStatus.FORBIDDEN, ""), wsthread.HandshakeRefused(403), wsthread.DetachError(),
+            wsthread.History(),
             wsthread.ProtocolError(""), wsthread.InvalidPayload(""), wsthread.MessageTooBig(""),
             wsthread.RateExceeded(""), wsthread.InvalidJSON("", ""), wsthread.BackplaneFull(),
             wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours), client,
@@ -148,8 +150,8 @@ def test_names_of_the_package() -> None:
     assert wsthread.__all__ == sorted(wsthread.__all__)
     assert set(wsthread.__all__) == {
         "BackplaneFull", "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError",
-        "HandshakeError", "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager",
-        "MessageTooBig", "Opcode", "ProtocolError", "Publisher", "RateExceeded", "RedisBackplane",
+        "HandshakeError", "HandshakeRefused", "History", "InvalidJSON", "InvalidPayload", "ListenableManager",
+        "Manager", "MessageTooBig", "Opcode", "ProtocolError", "Publisher", "RateExceeded", "RedisBackplane",
         "SimpleManager", "State",
         "Upgrader", "WebSocketError", "dump_on_signal",
     }

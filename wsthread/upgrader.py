@@ -31,9 +31,10 @@ from .link import Link, Scope
 from .logs import tell_refusal
 from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
-from .transport import Transport
+from .tls import CERTIFICATE_KEY, certificate_of
 from .wire.deflate import Agreement, parse_extensions
 from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
+from .wire.resume import SUBPROTOCOL
 
 # What frameworks add to every response and what means nothing on a 101 (RFC 9110 8.6, RFC 9112 6.1).
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
@@ -109,19 +110,20 @@ class Upgrader:
         if not isinstance(request, Request):
             request = Request(request, populate_request=False)
         try:
-            key, subprotocol, agreement = self._check(request)
+            key, subprotocol, agreement, is_resuming = self._check(request)
         except HandshakeError as error:
             return self._refuse(request.environ, error)
         except DetachError as error:
             return self._refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
         extension = None if agreement is None else agreement.extension
-        response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
+        selected = SUBPROTOCOL if is_resuming else subprotocol  # In its first notice the client is told of the other.
+        response.headers = Headers([*response_headers(key, selected, extension), *Headers(headers)])
         options = None
         if max_message_size is not ...:
             options = replace(self._manager.options, max_message_size=max_message_size)
         prepare = functools.partial(
-            hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope, options)
+            hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope, options, is_resuming)
         setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
@@ -134,11 +136,14 @@ class Upgrader:
         tell_refusal(environ, error)
         return Response.from_app(error, environ)
 
-    def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
+    def _check(self, request: Request) -> tuple[str, str | None, Agreement | None, bool]:
         environ, options = request.environ, self._options
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
-            servers.find(environ)
+            _, shown = servers.find(environ)
+            certificate = certificate_of(shown)
+            if certificate is not None:
+                environ[CERTIFICATE_KEY] = certificate
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
@@ -147,7 +152,7 @@ class Upgrader:
         compression = options.compression_for(environ) if offers else None
         if compression is not None:
             agreement = compression.negotiate(offers)
-        return key, subprotocol, agreement
+        return key, subprotocol, agreement, SUBPROTOCOL in offered
 
 
 class _Switch:
@@ -196,12 +201,12 @@ class _Switch:
             raise HandshakeError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
-                [("Retry-After", "5")]) from error
+                [("Retry-After", "5")], cause="descriptors") from error
         try:
             # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no
             # Content-Type.
             ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
-            body = _Body(response, link, detached, Transport(detached.socket), data)
+            body = _Body(response, link, detached, data)
             return body, "101 Switching Protocols", ignored
         except BaseException:
             detached.give_up()
@@ -218,18 +223,14 @@ class _Body:
         response: the application's 101, to be closed.
         link: the connection, to be opened then.
         detached: the socket that was the server's.
-        transport: the same socket, as the connection uses it.
         data: what the client gets first.
     """
 
     _link: Link | None = None  # When not even __init__ could be called, there is nothing to end.
 
-    def __init__(
-        self, response: Response, link: Link, detached: Detached, transport: Transport, data: bytes,
-    ) -> None:
+    def __init__(self, response: Response, link: Link, detached: Detached, data: bytes) -> None:
         self._response = response
         self._detached = detached
-        self._transport = transport
         self._data = data
         self._link = link
 
@@ -241,15 +242,16 @@ class _Body:
         link, self._link = self._link, None
         if link is None:
             return
+        detached = self._detached
         try:
             self._response.close()
         finally:
             try:
-                self._detached.release()
-                link.open(self._transport, self._data, self._detached.unread)
+                detached.release()
+                link.open(detached.transport, self._data, detached.unread)
             except BaseException:
                 try:
-                    self._transport.close()
+                    detached.transport.close()
                 finally:
                     link.abandon()  # Its thread may still wait.
                 raise

@@ -65,7 +65,7 @@ class LocalBackplane(Backplane):
             if mesh is None or not mesh.is_alive:
                 mesh = _meshes[str(directory)] = Mesh(directory)
             self._mesh, self._directory = mesh, str(directory)
-        if not mesh.start(name, self):
+        if not mesh.start(name, self, recalls=history > 0):
             tell_aside(
                 logging.WARNING, "the manager %r has waited for other processes that do not answer; what they send may "
                 "have been missed", name)
