@@ -9,6 +9,7 @@ import base64
 import http.client
 import os
 import socket
+import ssl
 import struct
 from email.message import Message
 from types import TracebackType
@@ -53,21 +54,32 @@ def random_key() -> str:
     return base64.b64encode(os.urandom(16)).decode()
 
 
+#: The ports of servers that speak TLS, and how to speak it with them.
+SECURE_PORTS: dict[int, ssl.SSLContext] = {}
+
+
 class RawClient:
-    """A TCP connection to a server on this machine; nothing is sent by itself.
+    """A connection to a server on this machine, with TLS where the server wants it; nothing is sent by itself.
+
+    An end of the connection without TLS' own is an error.
 
     Args:
         port: where the server listens.
         timeout: seconds for each read or write.
         receive_buffer: bytes the kernel may hold for us, None for its own choice.
+        context: how to speak TLS; None for that of :data:`SECURE_PORTS`.
     """
 
-    def __init__(self, port: int, timeout: float = 10, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self, port: int, timeout: float = 10, receive_buffer: int | None = None, context: ssl.SSLContext | None = None,
+    ) -> None:
         self.socket = socket.socket()
         self.socket.settimeout(timeout)
         if receive_buffer is not None:  # Counts only when set before connecting.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", port))
+        if (secure := context or SECURE_PORTS.get(port)) is not None:
+            self.socket = secure.wrap_socket(self.socket, server_hostname="127.0.0.1", suppress_ragged_eofs=False)
         self.port = port
         self._unread = bytearray()
 
@@ -144,8 +156,24 @@ class RawClient:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
+    def end_sending(self) -> None:
+        """End our direction of the connection."""
+        if isinstance(self.socket, ssl.SSLSocket):
+            before = self.socket.gettimeout()
+            self.socket.settimeout(0)
+            try:
+                self.socket.unwrap()
+            except OSError:
+                pass  # Ours has left, and that of the server is not waited for; or the server was faster.
+            finally:
+                self.socket.settimeout(before)
+        socket.socket.shutdown(self.socket, socket.SHUT_WR)
+
     def _fill(self) -> None:
-        data = self.socket.recv(1 << 18)
+        try:
+            data = self.socket.recv(1 << 18)
+        except ssl.SSLZeroReturnError:  # The end of both directions.
+            data = b""
         if not data:
             raise EOFError("the server closed the connection")
         self._unread += data

@@ -1,4 +1,4 @@
-"""Runs the tests of the servers on old and new versions of gunicorn, Werkzeug, Flask and Django, and prints a table.
+"""Runs the tests of the servers on old and new versions of them, of Flask and of Django, and prints a table.
 
 ``make matrix`` runs all of :data:`ROWS`, ``make matrix VERSIONS=oldest`` the first; the newest of all are what
 ``make test`` and ``make integration`` run on. Each row gets an environment of its own below build/matrix, which is made
@@ -28,12 +28,16 @@ TESTS = [
     "tests/test_flask_identity.py", "tests/test_flask_errors.py", "tests/test_configuration.py",
     "tests/test_flask_rules.py", "tests/test_flask_clients.py", "tests/test_attended_servers.py",
     "tests/test_django.py", "tests/test_django_handshake.py", "tests/test_django_scope.py",
-    "tests/test_django_testing.py", "tests/test_django_servers.py",
+    "tests/test_django_testing.py", "tests/test_django_servers.py", "tests/test_wsgi_servers.py",
+    "tests/test_tls_servers.py",
 ]
 TOOLS = [
     "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",
-    "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "websocket-client>=1.8", "websockets>=13",
+    "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "redis>=5", "trustme>=1.1",
+    "websocket-client>=1.8", "websockets>=13",
 ]
+NAMES = ("gunicorn", "Werkzeug", "Flask", "Django", "waitress", "cheroot", "pyuwsgi")
+OLD = ("2.0.*", "9.0.*", "2.0.23")  # waitress, cheroot, uWSGI
 ROW_TIMEOUT = 900  # Seconds.
 
 
@@ -44,6 +48,9 @@ class Row(NamedTuple):
     werkzeug: str
     flask: str
     django: str
+    waitress: str = ">=3"
+    cheroot: str = ">=11"
+    uwsgi: str = ">=2.0.30"
 
     @property
     def directory(self) -> Path:
@@ -53,7 +60,7 @@ class Row(NamedTuple):
     def requirements(self) -> list[str]:
         lines = [
             f"{name}{'' if version.startswith('>') else '=='}{version}"
-            for name, version in zip(("gunicorn", "Werkzeug", "Flask", "Django"), self)]
+            for name, version in zip(NAMES, self)]
         if self.gunicorn.startswith("20."):
             lines.append("setuptools<81")  # gunicorn 20 imports pkg_resources, which is part of it until then.
         return [*lines, *TOOLS]
@@ -62,7 +69,7 @@ class Row(NamedTuple):
 # Versions as people have them together, the newest gunicorn with each Werkzeug, and the newest of all last. A gunicorn
 # is a row of its own because each of them treats a connection after the response in its own way.
 ROWS = [
-    Row("20.1.*", "2.3.*", "2.3.*", "4.2.*"),
+    Row("20.1.*", "2.3.*", "2.3.*", "4.2.*", *OLD),
     Row("21.2.*", "2.3.*", "2.3.*", "4.2.*"),
     Row("22.0.*", "3.0.*", "3.0.*", "5.0.*"),
     Row("23.0.*", "3.0.*", "3.0.*", "5.1.*"),
@@ -74,6 +81,10 @@ ROWS = [
     Row("20.1.*", ">=3.1", ">=3.1", ">=5.2"),
     Row(">=27", ">=3.1", ">=3.1", ">=5.2"),
 ]
+
+# What has no versions here, so that it would tell nothing new: clients in Node.js and in Chromium, the standard
+# library's server, nginx.
+UNVERSIONED = ["test_node", "test_chromium", "wsgiref", "bottle", "nginx"]
 
 # What is left out, as an expression of pytest's -k, and why.
 _PIPELINING = {
@@ -100,7 +111,7 @@ def prepare(row: Row) -> Path:
 
 def versions(python: Path) -> list[str]:
     """Return what is really installed."""
-    code = "from importlib.metadata import version as v; print(*map(v, ['gunicorn', 'Werkzeug', 'Flask', 'Django']))"
+    code = f"from importlib.metadata import version as v; print(*map(v, {NAMES}))"
     found = subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
     return found.split()
 
@@ -109,16 +120,15 @@ def run(row: Row, options: list[str]) -> tuple[bool, list[str]]:
     """Run the tests of a row; return whether all was well, and its line of the table."""
     python = prepare(row)
     installed = versions(python)
-    print("gunicorn {}, Werkzeug {}, Flask {}, Django {}".format(*installed), flush=True)
+    print(", ".join(map(" ".join, zip(NAMES, installed))), flush=True)
     cannot = next((tests for version, tests in CANNOT.items() if installed[0].startswith(version)), {})
     report, output = row.directory / "report.xml", row.directory / "output.txt"
     report.unlink(missing_ok=True)
     begun = time.monotonic()
     with output.open("w") as log:
-        # The clients are the same in every row, so those in Node.js and in Chromium would tell nothing new.
         done = subprocess.run(
             [python, "-m", "pytest", "-q", *TESTS, f"--junitxml={report}",
-             "-k", " and ".join(f"not {name}" for name in ["test_node", "test_chromium", *cannot]), *options],
+             "-k", " and ".join(f"not {name}" for name in [*UNVERSIONED, *cannot]), *options],
             cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, timeout=ROW_TIMEOUT)
     seconds = time.monotonic() - begun
     if done.returncode:
@@ -141,7 +151,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rows = ROWS if arguments.rows == "all" else ROWS[:1]
     results = [run(row, arguments.options) for row in rows]
-    table = [["gunicorn", "Werkzeug", "Flask", "Django", "passed", "failed", "skipped", "left out", "seconds"]]
+    table = [[*NAMES, "passed", "failed", "skipped", "left out", "seconds"]]
     table += [line for _, line in results]
     widths = [max(map(len, column)) for column in zip(*table)]
     print(f"\nPython {sys.version.split()[0]}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -240,3 +242,18 @@ def open_half() -> Iterator[Callable[..., Half]]:
 def run_handler(connect: Connect, handler: Callable[[Connection], None], **options: Any) -> tuple[Connection, Peer]:
     """Open a connection of a SimpleManager."""
     return connect(SimpleManager(handler, **options))
+
+
+@contextmanager
+def ignoring(error: type[BaseException]) -> Iterator[None]:
+    """Let Python ignore an exception that a signal handler raises in a finalizer, and no other one."""
+    before = sys.unraisablehook
+    ignored: list[Any] = []
+    sys.unraisablehook = ignored.append  # Nothing in which a signal handler could raise again.
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+    for one in ignored:
+        if one.exc_type is not error:
+            before(one)

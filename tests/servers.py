@@ -6,6 +6,7 @@ Nothing here, and nothing in the tests that use it, depends on the wording of on
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -22,6 +23,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from certificates import certificates, client_context
+from clients import SECURE_PORTS
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import make_server
 from werkzeug.wrappers import Response
@@ -29,16 +32,37 @@ from werkzeug.wrappers import Response
 from wsthread import Manager, Upgrader
 
 TESTS = Path(__file__).parent
-READY = re.compile(r"(?:Listening at|Running on):? (?:https?://127\.0\.0\.1:(\d+)|unix:)")
+READY = re.compile(r"(?:Listening at|Running on|Serving on):? (?:https?://127\.0\.0\.1:(\d+)|unix:)")
 TRACES = re.compile(r"Traceback|\[(?:ERROR|CRITICAL)\]|\b(?:ERROR|CRITICAL)\b|Error on request")
+# Its SIGTERM means a reload otherwise.
+UWSGI = [
+    "--master", "--processes", "1", "--threads", "2", "--enable-threads", "--need-app", "--die-on-term", "--module"]
+SPAWNED = re.compile(r"(?:Booting worker with pid: |spawned uWSGI worker \d+ \(pid: )(\d+)")
 #: The servers that the tests run against: name and what they are started with.
 SERVERS = {
     "gthread": ["gunicorn", "--worker-class", "gthread", "--threads", "2", "--access-logfile", "-"],
     "sync": ["gunicorn", "--worker-class", "sync", "--access-logfile", "-"],
     "werkzeug": ["flask", "run", "--port", "0"],
     "werkzeug-single": ["flask", "run", "--port", "0", "--without-threads"],
+    "gthread-tls": [
+        "gunicorn", "--worker-class", "gthread", "--threads", "2", "--access-logfile", "-", "--certfile", "{cert}",
+        "--keyfile", "{key}"],
+    "werkzeug-tls": ["flask", "run", "--port", "0", "--cert", "{cert}", "--key", "{key}"],
     # Werkzeug's server for what is no Flask application, which flask run does not take.
     "run_simple": ["apps.run_simple"],
+    "wsgiref": ["apps.run_wsgiref"],
+    "waitress": ["waitress", "--listen", "127.0.0.1:0"],
+    # These do not tell which port they have chosen, so one is chosen for them.
+    "runserver": ["django", "runserver", "--settings", "apps.runserver_settings", "--noreload", "127.0.0.1:{port}"],
+    "runserver-single": [
+        "django", "runserver", "--settings", "apps.runserver_settings", "--noreload", "--nothreading",
+        "127.0.0.1:{port}"],
+    "runserver-reload": ["django", "runserver", "--settings", "apps.runserver_settings", "127.0.0.1:{port}"],
+    "bottle": ["apps.run_bottle", "{port}"],
+    "cheroot": ["cheroot", "--bind", "127.0.0.1:{port}"],
+    "uwsgi": ["uwsgi", "--http-socket", "127.0.0.1:{port}", *UWSGI],
+    "uwsgi-router": ["uwsgi", "--http", "127.0.0.1:{port}", "--http-websockets", *UWSGI],
+    "uwsgi-socket": ["uwsgi", "--socket", "127.0.0.1:{port}", *UWSGI],
 }
 
 
@@ -49,6 +73,7 @@ class Server:
         kind: a key of :data:`SERVERS`.
         port: where it listens, on 127.0.0.1; 0 when it listens on a Unix socket.
         process: its main process.
+        is_secure: whether it speaks TLS.
     """
 
     def __init__(
@@ -59,13 +84,24 @@ class Server:
         self._directory = tempfile.TemporaryDirectory(prefix="wsthread-test-")
         self._log = Path(self._directory.name, "log")
         self._ended: str | None = None  # The log, once the server and its directory are gone.
-        command = [sys.executable, "-m", *SERVERS[kind], *options]
+        port = free_port() if any("{port}" in part for part in SERVERS[kind]) else 0
+        self.is_secure = kind.endswith("-tls")
+        paths = certificates() if self.is_secure else None
+        parts = [
+            part.format(port=port, cert=paths and paths.server, key=paths and paths.server_key)
+            for part in SERVERS[kind]]
+        if parts[0] == "uwsgi":
+            command = [str(Path(sys.executable).with_name("uwsgi")), *options, *parts[1:]]
+        else:
+            command = [sys.executable, "-m", *parts, *options]
         # gunicorn 25 and later put a control socket into XDG_RUNTIME_DIR, the same one for all that run at a time.
         environment = {
             **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(TESTS), "XDG_RUNTIME_DIR": self._directory.name,
             **(env or {})}
-        if command[2] == "flask":
+        if parts[0] == "flask":
             environment["FLASK_APP"] = app
+        elif parts[0] == "django":
+            environment["WSGI_APPLICATION"] = app.replace(":", ".")
         elif self._has_master:
             command += ["--bind", bind, app]
         else:
@@ -75,12 +111,25 @@ class Server:
                 command, cwd=TESTS, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True)
         try:
-            self.port = int(self.wait_log(READY).group(1) or 0)
+            self.port = port or int(self.wait_log(READY).group(1) or 0)
+            if self.is_secure:
+                SECURE_PORTS[self.port] = client_context()
+            if port:
+                wait_until(self.listens, 20)
             if self._has_master:
                 self.wait_log(re.compile("Booting worker"))
         except BaseException:
             self.stop()
             raise
+
+    def listens(self) -> bool:
+        """Tell whether it can be connected to."""
+        assert self.process.poll() is None, self.log()
+        if self.kind.startswith("uwsgi") and not SPAWNED.search(self.log()):
+            return False
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+            return True
+        return False
 
     def stats(self) -> dict[str, Any]:
         """Return what /stats of apps.echo tells."""
@@ -88,14 +137,22 @@ class Server:
         return found
 
     def url(self, path: str = "/", scheme: str = "http") -> str:
-        """Return an absolute URL on this server."""
+        """Return an absolute URL on this server; with TLS the scheme gets an s."""
+        if self.is_secure:
+            scheme += "s"
         return f"{scheme}://127.0.0.1:{self.port}{path}"
 
     def get(self, path: str = "/", timeout: float = 10) -> str:
         """Return the body of a GET."""
-        with urllib.request.urlopen(self.url(path), timeout=timeout) as response:
+        with urllib.request.urlopen(self.url(path), timeout=timeout, context=SECURE_PORTS.get(self.port)) as response:
             body: bytes = response.read()
         return body.decode()
+
+    def http(self, timeout: float = 10) -> http.client.HTTPConnection:
+        """Return a connection for HTTP."""
+        if self.is_secure:
+            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=timeout, context=client_context())
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def log(self) -> str:
         """Return what the server has printed so far; its last lines may still be on their way."""
@@ -123,8 +180,8 @@ class Server:
         return len(re.findall(line, self.log()))
 
     def worker(self) -> int:
-        """Return the process id of the process that serves: gunicorn's newest worker, else the server itself."""
-        booted = re.findall(r"Booting worker with pid: (\d+)", self.log())
+        """Return the process id of the process that serves: the newest worker, else the server itself."""
+        booted = SPAWNED.findall(self.log())
         return int(booted[-1]) if booted else self.process.pid
 
     def threads(self) -> int:
@@ -153,6 +210,7 @@ class Server:
             self.process.wait(5)
             raise
         finally:
+            SECURE_PORTS.pop(getattr(self, "port", 0), None)
             self._ended = self.log()
             self._directory.cleanup()
 
@@ -201,6 +259,13 @@ def serve_here(manager: Manager, *, send_buffer: int | None = None, **options: A
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:

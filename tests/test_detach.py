@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -48,14 +49,14 @@ def assert_untouched(ends: Ends) -> None:
 def test_exchange(ends: Ends) -> None:
     number = ends.servers.fileno()
     detached = Detached({SOCKET_KEY: ends.servers})
-    with detached.socket:
-        assert ends.servers.fileno() == number != detached.socket.fileno()
+    with contextlib.closing(detached.transport):
+        assert ends.servers.fileno() == number != detached.transport.fileno()
         assert ends.servers.recv(99) == b""
         ends.servers.sendall(b"the server's 101")
-        detached.socket.sendall(b"our 101")
+        detached.transport.send(b"our 101")
         assert ends.client.recv(99) == b"our 101"
         ends.client.sendall(b"a frame")
-        assert detached.socket.recv(99) == b"a frame"
+        assert detached.transport.recv(99) == b"a frame"
         detached.release()
     assert ends.client.recv(99) == b""
 
@@ -63,20 +64,20 @@ def test_exchange(ends: Ends) -> None:
 def test_server_ends_its_side(ends: Ends) -> None:
     """What it does to its socket, before and after the release, does nothing to ours."""
     detached = Detached({SOCKET_KEY: ends.servers})
-    with detached.socket:
+    with contextlib.closing(detached.transport):
         ends.servers.sendall(b"the server's 101")
         ends.servers.shutdown(socket.SHUT_WR)
         detached.release()
         assert ends.servers.recv(99) == b""  # An EOF and no reset, although something was unread.
         ends.servers.close()
         ends.client.sendall(b"a frame")
-        assert detached.socket.recv(99) == b"a frame"
+        assert detached.transport.recv(99) == b"a frame"
 
 
 def test_nothing_is_inherited(ends: Ends) -> None:
     detached = Detached({SOCKET_KEY: ends.servers})
-    with detached.socket:
-        assert not os.get_inheritable(detached.socket.fileno())
+    with contextlib.closing(detached.transport):
+        assert not os.get_inheritable(detached.transport.fileno())
         assert not os.get_inheritable(ends.servers.fileno())
         detached.release()
 
@@ -84,7 +85,7 @@ def test_nothing_is_inherited(ends: Ends) -> None:
 def test_nothing_is_left(ends: Ends) -> None:
     before = descriptors()
     detached = Detached({SOCKET_KEY: ends.servers})
-    detached.socket.close()
+    detached.transport.close()
     detached.release()
     detached.release()
     assert descriptors() <= before
@@ -105,16 +106,16 @@ def test_server_is_asked_after_the_exchange(ends: Ends, monkeypatch: pytest.Monk
     monkeypatch.setattr(InProcess, "take_unread", lambda self, environ: b"read before" + environ[SOCKET_KEY].recv(99))
     ends.client.sendall(b"not read yet")
     detached = Detached({SOCKET_KEY: ends.servers})
-    with detached.socket:
+    with contextlib.closing(detached.transport):
         assert isinstance(detached.server, InProcess)
         assert detached.unread == b"read before"
-        assert detached.socket.recv(99) == b"not read yet"
+        assert detached.transport.recv(99) == b"not read yet"
         detached.release()
 
 
 def test_nothing_unread(ends: Ends) -> None:
     detached = Detached({SOCKET_KEY: ends.servers})
-    with detached.socket:
+    with contextlib.closing(detached.transport):
         assert detached.unread == b""
         detached.release()
 
@@ -144,7 +145,7 @@ def test_headroom(ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: Callable[[
         monkeypatch.setattr(resource, "getrlimit", lambda which: (limit(number), resource.RLIM_INFINITY))
         if fits:
             detached = Detached({SOCKET_KEY: ends.servers})
-            detached.socket.close()
+            detached.transport.close()
             detached.release()
         else:
             with pytest.raises(OSError, match=f"{number} of {limit(number)} file descriptors are in use") as caught:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from servers import Server, serve, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from wsthread import ListenableManager
-from wsthread.django import websocket
+from wsthread import Connection, ListenableManager, Opcode
+from wsthread.django import request_of, websocket
 
 __all__ = ["site", "tables"]
 
@@ -108,15 +107,16 @@ def runserver(application: Any) -> Iterator[str]:
 
 
 def test_runserver(site: list[Any], settings_for_localhost: None) -> None:
-    """It shows no socket yet; the answer tells what to use."""
-    site.append(path("ws", websocket(ListenableManager())))
-    with runserver(get_wsgi_application()) as url, pytest.raises(InvalidStatus) as caught:
-        connect(url)
-    response = caught.value.response
-    assert response.status_code == 501 and response.body is not None
-    assert re.fullmatch(
-        r"WSGIServer/.* shows no socket to its applications; serve with gunicorn --worker-class gthread\.\n",
-        response.body.decode())
+    manager = ListenableManager()
+
+    @manager.on_message
+    def echo(conn: Connection, opcode: Opcode, payload: str) -> None:
+        conn.send(f"{request_of(conn).path}: {payload}")
+
+    site.append(path("ws", websocket(manager)))
+    with runserver(get_wsgi_application()) as url, connect(url) as client:
+        client.send("hello")
+        assert client.recv(timeout=10) == "/ws: hello"
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ MANAGER = {
     "stats",
 }
 CLIENT_CONNECTION = {
-    "close", "close_code", "close_reason", "closed", "closed_error", "ping", "receive", "send", "terminate",
+    "close", "close_code", "close_reason", "closed", "closed_error", "fileno", "ping", "receive", "send", "terminate",
 }
 OF_CLIENTS = {"headers", "pings", "subprotocol", "timeout"}
 #: What a class has, and what each object of it has besides.
@@ -51,6 +51,9 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
         MANAGER - {"options"} | {"on_close", "on_connect", "on_error", "on_message", "on_slow"}, {"options"}),
     wsthread.SimpleManager: (MANAGER - {"options"}, {"options"}),
     wsthread.Upgrader: ({"upgrade"}, set()),
+    wsthread.RedisBackplane: (
+        {"close", "health", "knows_ends", "publish", "reset_after_fork", "start"}, {"publisher"}),
+    wsthread.Publisher: ({"broadcast", "close", "notify", "reset_after_fork", "stop"}, set()),
     wsthread.Broadcast: ({"dropped", "failed", "queued", "sent"}, set()),
     wsthread.State: ({"CLOSED", "CLOSING", "CONNECTING", "OPEN"}, {"name", "value"}),
     wsthread.Opcode: ({"BINARY", "CLOSE", "CONTINUATION", "PING", "PONG", "TEXT"}, {"name", "value"}),
@@ -65,7 +68,7 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
     }, set()),
     wsthread.History: ({"bytes", "count", "seconds"}, set()),
     wsthread.WebSocketError: (set(), set()),
-    wsthread.HandshakeError: (set(), {"headers", "reason", "status"}),
+    wsthread.HandshakeError: (set(), {"cause", "headers", "reason", "status"}),
     wsthread.HandshakeRefused: (set(), {"body", "headers", "reason", "status"}),
     wsthread.DetachError: (set(), set()),
     wsthread.ProtocolError: ({"code"}, {"reason"}),
@@ -126,7 +129,8 @@ def test_names_of_objects(connect: Connect) -> None:
     with ours, theirs, wsthread.testing.connect(echo) as client:
         objects: list[object] = [
             conn, wsthread.Manager(), wsthread.ListenableManager(), wsthread.SimpleManager(lambda conn: None),
-            wsthread.Upgrader(wsthread.Manager()), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
+            wsthread.Upgrader(wsthread.Manager()), wsthread.RedisBackplane("redis://h"),
+            wsthread.Publisher("redis://h"), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
             wsthread.Opcode.TEXT, wsthread.CloseCode.GOING_AWAY, wsthread.Deflate(), wsthread.WebSocketError(),
             wsthread.HandshakeError(HTTPStatus.FORBIDDEN, ""), wsthread.HandshakeRefused(403), wsthread.DetachError(),
             wsthread.History(),
@@ -147,7 +151,8 @@ def test_names_of_the_package() -> None:
     assert set(wsthread.__all__) == {
         "BackplaneFull", "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError",
         "HandshakeError", "HandshakeRefused", "History", "InvalidJSON", "InvalidPayload", "ListenableManager",
-        "Manager", "MessageTooBig", "Opcode", "ProtocolError", "RateExceeded", "SimpleManager", "State",
+        "Manager", "MessageTooBig", "Opcode", "ProtocolError", "Publisher", "RateExceeded", "RedisBackplane",
+        "SimpleManager", "State",
         "Upgrader", "WebSocketError", "dump_on_signal",
     }
 
@@ -162,6 +167,7 @@ def test_names_of_modules(module: ModuleType) -> None:
 #: Private names that a module uses and does not define itself, and why it may.
 NOT_OURS = {
     "_asdict": "part of the documented interface of a NamedTuple, in spite of its name",
+    "_replace": "likewise",
     "_get_current_object": "how Werkzeug's proxies say what they stand for; documented",
     "_getframe": "of sys; documented, and inspect's own way to the stack of a thread",
     "_current_frames": "of sys; documented, and there is no other way to see what a thread does",

@@ -110,6 +110,19 @@ def test_max_message_rate(connect: Connect, caplog: pytest.LogCaptureFixture) ->
     assert "more than 20 messages per second" in caplog.text
 
 
+def test_a_flood_is_looked_through_in_turns(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Close of a peer that goes on sending is looked for, but others have their turns."""
+    costs: list[float] = []
+    monkeypatch.setattr("wsthread.receiving.wait_for_turn", lambda cost, limit: costs.append(cost))
+    recorder = Recorder(max_message_rate=20)
+    _, peer = connect(recorder.manager)
+    peer.socket.sendall(client_frame(Opcode.TEXT, b"a") * 50_000)
+    peer.close_frame(4000)
+    assert peer.read_close() == 1008
+    assert recorder.wait_closed() == (4000, "")
+    assert len(costs) > 3
+
+
 def test_a_slow_message_rate_lets_one_message_through(connect: Connect) -> None:
     recorder = Recorder(max_message_rate=0.01)
     _, peer = connect(recorder.manager)

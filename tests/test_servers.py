@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import re
 import resource
 import socket
+import ssl
 import tempfile
 import threading
 import time
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import websocket
 from apps.echo import MIXED_SIZES, noise
+from certificates import certificates
 from clients import BINARY, CLOSE, PING, TEXT, RawClient, ask, frame, handshake
 from servers import Server, serve, wait_until
 from websockets.sync.client import unix_connect
@@ -27,9 +28,10 @@ ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnectio
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
-def on(*kinds: str, slow: Sequence[str] = ()) -> pytest.MarkDecorator:
-    """Run a test on these servers; on those of ``slow`` only when all tests run."""
-    params = [*kinds, *(pytest.param(kind, marks=pytest.mark.slow) for kind in slow)]
+def on(*kinds: str, slow: Sequence[str] = (), tls: bool = True) -> pytest.MarkDecorator:
+    """Run a test on these servers; on those of ``slow``, and with TLS, only when all tests run."""
+    secure = [f"{kind}-tls" for kind in ("gthread", "werkzeug") if tls and kind in kinds]
+    params = [*kinds, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (*slow, *secure))]
     return pytest.mark.parametrize("shared", params, indirect=True)
 
 
@@ -62,7 +64,8 @@ def is_idle(server: Server) -> bool:
 
 def connect(server: Server, path: str = "/echo", **options: Any) -> websocket.WebSocket:
     """Open a WebSocket that needs no thread of ours."""
-    client = websocket.create_connection(server.url(path, "ws"), **{"timeout": 20, **options})
+    client = websocket.create_connection(
+        server.url(path, "ws"), sslopt={"ca_certs": certificates().authority}, **{"timeout": 20, **options})
     _connected.append(client)
     return client
 
@@ -138,7 +141,8 @@ def test_idle_longer_than_keep_alive(server: Server) -> None:
         with RawClient(server.port) as keep_alive:
             keep_alive.send(GET)
             assert keep_alive.recv_response() == (200, "plain HTTP")
-            assert keep_alive.recv_rest() == b""  # After gunicorn's 2 s for keep-alive connections.
+            with contextlib.suppress(ssl.SSLEOFError):  # That is how gunicorn ends TLS.
+                assert keep_alive.recv_rest() == b""  # After gunicorn's 2 s for keep-alive connections.
         idle.send(frame(TEXT, "still here"))
         assert idle.recv_frame() == (TEXT, b"still here")
 
@@ -259,7 +263,7 @@ def test_close_codes(server: Server, data: bytes, code: int) -> None:
             assert opcode is CLOSE
             assert int.from_bytes(payload[:2] or b"\x03\xed", "big") == code
         with contextlib.suppress(OSError):  # The server may have closed it already.
-            client.socket.shutdown(socket.SHUT_WR)
+            client.end_sending()
         client.recv_rest()  # EOF, and no reset.
     wait_until(lambda: closed_since(server, ended) == [code])
 
@@ -354,7 +358,7 @@ def test_http_behind_the_handshake_is_not_served(server: Server) -> None:
         assert client.recv_head() == ACCEPTED + b"\r\n"
         opcode, payload = client.recv_frame()
         assert (opcode, payload[:2]) == (CLOSE, b"\x03\xea")
-        client.socket.shutdown(socket.SHUT_WR)
+        client.end_sending()
         assert client.recv_rest() == b""
     assert server.get() == "plain HTTP"
     assert "smuggled" not in server.log()
@@ -391,7 +395,7 @@ def check_upgraded(client: RawClient) -> None:
 
 @on("gthread")  # The others end a connection after one request.
 def test_an_older_keep_alive_connection_goes_on(server: Server) -> None:
-    older = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+    older = server.http(timeout=5)
     older.request("GET", "/")
     assert older.getresponse().read() == b"plain HTTP"
     older_socket = older.sock
@@ -460,7 +464,7 @@ def test_a_request_with_a_body_is_refused(server: Server, header: str, body: byt
     assert (status, told) == (400, "The opening handshake has no body.\n")
 
 
-@on("gthread", "werkzeug")
+@on("gthread", "werkzeug", tls=False)
 @pytest.mark.parametrize("free", [2, 3, 4, 5])
 def test_no_file_descriptor_is_left(server: Server, free: int) -> None:
     """The client is told, nothing leaks, and the server goes on."""
@@ -551,7 +555,7 @@ def test_http_views_send(server: Server) -> None:
     wait_until(lambda: server.stats()["open"] == 10)
 
     def post(path: str, body: str) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = server.http()
         connection.request("POST", path, body.encode())
         assert connection.getresponse().read() == b"sent"
         connection.close()

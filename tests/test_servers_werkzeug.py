@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 
@@ -37,9 +38,9 @@ def test_unread() -> None:
         assert [file.readline(), file.readline()] == [b"GET / HTTP/1.1\r\n", b"\r\n"]
         client.sendall(b"another, not read yet")
         detached = Detached({"werkzeug.socket": ours, "wsgi.input": file})
-        with detached.socket:
+        with contextlib.closing(detached.transport):
             assert detached.unread == b"a frame"
-            assert detached.socket.recv(99) == b"another, not read yet"
+            assert detached.transport.recv(99) == b"another, not read yet"
             detached.release()
 
 

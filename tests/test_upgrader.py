@@ -63,9 +63,11 @@ class QuietHandler(wsgiref.simple_server.WSGIRequestHandler):
 
 
 def test_wsgiref(caplog: pytest.LogCaptureFixture) -> None:
-    """A real server that shows no socket."""
+    """A real server whose socket is hidden by middleware that replaces the body."""
+    upgrader = Upgrader(ListenableManager())
     httpd = wsgiref.simple_server.make_server(
-        "127.0.0.1", 0, Upgrader(ListenableManager()), handler_class=QuietHandler)
+        "127.0.0.1", 0, lambda environ, start: upgrader({**environ, "wsgi.input": io.BytesIO()}, start),
+        handler_class=QuietHandler)
     with httpd:
         thread = threading.Thread(target=httpd.handle_request)
         thread.start()

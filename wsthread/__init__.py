@@ -1,6 +1,7 @@
 """WebSockets for the WSGI applications people already run (RFC 6455)."""
 
 from . import platform  # noqa: F401 -- first, for its one sentence where the rest cannot be imported
+from .bus.redis import RedisBackplane
 from .connection import Connection
 from .ending import State
 from .exceptions import (
@@ -12,6 +13,7 @@ from .history import History
 from .hub import Broadcast
 from .lifecycle import dump_on_signal
 from .manager import Manager
+from .publisher import Publisher
 from .upgrader import Upgrader
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, Opcode
@@ -36,7 +38,9 @@ __all__ = [
     "MessageTooBig",
     "Opcode",
     "ProtocolError",
+    "Publisher",
     "RateExceeded",
+    "RedisBackplane",
     "SimpleManager",
     "State",
     "Upgrader",

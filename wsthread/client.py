@@ -107,6 +107,14 @@ class ClientConnection:
         """Whether this side has closed its socket. A connection that only the server has closed is still to be."""
         return self._socket.closed
 
+    def fileno(self) -> int:
+        """Return the descriptor of the socket, for who waits for several things at a time; -1 when it is closed.
+
+        ``receive(timeout=0)`` has to have raised TimeoutError before: a message may have come already, and then the
+        socket has nothing more to tell.
+        """
+        return self._socket.fileno()
+
     def send(self, payload: Payload, *, timeout: float | None = None) -> None:
         """Send a message.
 

@@ -37,6 +37,10 @@ class ClientSocket:
         """Whether :meth:`close` was called."""
         return self._socket.fileno() < 0
 
+    def fileno(self) -> int:
+        """Return its descriptor, -1 when it is closed."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Close it, any number of times."""
         self._socket.close()

@@ -7,6 +7,8 @@ client's socket lives on under a new number that the server never sees.
 
 Only the exchange is here. Where the socket is, and what the server has read of it, :mod:`wsthread.servers` knows.
 
+With TLS it is the object that changes its owner, see :mod:`wsthread.tls`.
+
 States of a socket: found (still the server's) -> detached (ours; the dummy is the server's) -> released (the
 response is over, the dummy's other end is closed) or given up (closed, as the dummy's other end).
 """
@@ -18,9 +20,12 @@ import errno
 import os
 import resource
 import socket
+import ssl
 from typing import Any
 
 from . import servers
+from .tls import TlsTransport
+from .transport import Transport
 
 _HEADROOM = 64  # File descriptors that the HTTP server and the application keep for themselves.
 
@@ -30,7 +35,7 @@ class Detached:
 
     Attributes:
         server: the server.
-        socket: the client's socket, ours alone now.
+        transport: the connection to the client, ours alone now.
         unread: what the client sent behind the handshake and the server had read already.
     """
 
@@ -43,14 +48,18 @@ class Detached:
         """
         self.server, shown = servers.find(environ)
         dummy, self._drain = socket.socketpair()
-        with dummy, contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as undo:
             undo.callback(self._drain.close)
+            undo.callback(dummy.close)
             self._drain.shutdown(socket.SHUT_WR)
             self._drain.setblocking(False)
-            self.socket = shown.dup()
-            undo.callback(self.socket.close)
-            _check_headroom(self.socket.fileno())
-            os.dup2(dummy.fileno(), shown.fileno(), inheritable=False)
+            if isinstance(shown, ssl.SSLSocket):
+                _check_headroom(dummy.fileno())
+                self.transport: Transport = TlsTransport(shown, dummy)
+            else:
+                self.transport = _exchange(shown, dummy)
+                dummy.close()
+            undo.callback(self.transport.close)
             self.unread = self.server.take_unread(environ)
             undo.pop_all()
 
@@ -66,11 +75,33 @@ class Detached:
             self._drain.close()
 
     def give_up(self) -> None:
-        """Close the client's socket, and end the server's side: there will be no connection."""
+        """Close the connection to the client, and end the server's side: there will be no connection."""
         try:
-            self.socket.close()
+            self.transport.close()
         finally:
             self.release()
+
+
+def _exchange(shown: socket.socket | int, dummy: socket.socket) -> Transport:
+    """Let the server's number lead to the dummy; return the client's socket under another one."""
+    number = shown if isinstance(shown, int) else shown.fileno()
+    ours = shown.dup() if isinstance(shown, socket.socket) else _copy(number)
+    try:
+        _check_headroom(ours.fileno())
+        os.dup2(dummy.fileno(), number, inheritable=False)
+        return Transport(ours)
+    except BaseException:
+        ours.close()
+        raise
+
+
+def _copy(number: int) -> socket.socket:
+    copy = os.dup(number)
+    try:
+        return socket.socket(fileno=copy)
+    except BaseException:  # It is no socket.
+        os.close(copy)
+        raise
 
 
 def _check_headroom(number: int) -> None:

@@ -41,7 +41,7 @@ from .inbox import Inbox
 from .locks import taking
 from .logs import PATIENCE, name_of, tell_aside
 from .options import Options
-from .pacing import Turn, wait_for_turn
+from .pacing import LONGEST, Turn, wait_for_turn
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
 from .wire.frames import CloseCode, Opcode
@@ -55,6 +55,7 @@ _MOST_LATE = 1 << 26  # Bytes.
 # Seconds of one visit of the attendant, who has others to look after, and bytes of one of its reads: those take
 # milliseconds, even if they are Pings or fragments without payload.
 _VISIT, _VISIT_READ = 0.01, RECV_SIZE // 4
+_MANY = 1000  # Frames that came with one of these reads, from which on others have their turn.
 _LAST_READS_NOW = 16  # Before a connection is closed whose peer may send without end.
 _LAST_READS = 0.1  # Seconds after a deadline to read what has come; a peer may send Pings, or parts, without end.
 
@@ -292,6 +293,8 @@ class Receiver:
             until: when to stop for now.
         """
         while True:
+            before = self._protocol.frames
+            turn = Turn(before)
             if self._is_over(transport):
                 return True
             went_on = self._read_now(transport)
@@ -299,6 +302,8 @@ class Receiver:
                 return went_on is False
             if clock.now() >= until:
                 return False
+            if until == math.inf and self._protocol.frames - before > _MANY:  # It goes on sending.
+                wait_for_turn(turn.cost(self._protocol.frames), LONGEST)
 
     def _is_over(self, transport: Transport) -> bool:
         sender, protocol = self._sender, self._protocol
@@ -390,6 +395,9 @@ class Receiver:
             self._turn = None
             wait_for_turn(
                 turn.cost(self._protocol.frames), math.inf if deadline is None else deadline - clock.now())
+        if deadline is not None:
+            self._read_now(transport)  # There may be less than can be read, such as half a TLS record.
+            return
         try:
             if self._room is None:
                 data = transport.recv(self._recv_size)

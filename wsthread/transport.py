@@ -21,7 +21,7 @@ RECV_SIZE = speedups.LARGE_READ
 _DONT_WAIT = int(socket.MSG_DONTWAIT)  # A plain int: converting the enum member costs as much as a function call.
 _LONGEST_WAIT = 2e6  # Seconds, 23 days: poll() takes hardly more than that, and more is no limit.
 _HANG_UP = getattr(select, "POLLRDHUP", 0)  # Linux's. POLLHUP and POLLERR need not be asked for.
-_LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
+LAST_READS = 16  # A peer that keeps sending does not keep us from closing.
 
 
 class Transport:
@@ -102,7 +102,7 @@ class Transport:
         """
         poll = select.poll()
         try:
-            poll.register(self._socket, (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0))
+            poll.register(self.fileno(), (select.POLLIN if readable else 0) | (select.POLLOUT if writable else 0))
         except ValueError:  # Closed meanwhile; the caller is going to see that.
             return True
         if timeout is None or timeout > _LONGEST_WAIT:
@@ -113,7 +113,7 @@ class Transport:
         """Tell whether nothing more will come, besides what is there to be read: after EOF or a reset."""
         poll = select.poll()
         try:
-            poll.register(self._socket, _HANG_UP)
+            poll.register(self.fileno(), _HANG_UP)
         except ValueError:  # Closed meanwhile.
             return True
         return bool(poll.poll(0))
@@ -140,7 +140,7 @@ class Transport:
     def close(self) -> None:
         """Close the socket. Bytes that nobody read are thrown away first: the kernel would answer them with a reset."""
         try:
-            for _ in range(_LAST_READS):
+            for _ in range(LAST_READS):
                 if not self.recv_now(RECV_SIZE):
                     break
         except OSError:

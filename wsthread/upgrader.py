@@ -31,7 +31,7 @@ from .link import Link, Scope
 from .logs import tell_refusal
 from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
-from .transport import Transport
+from .tls import CERTIFICATE_KEY, certificate_of
 from .wire.deflate import Agreement, parse_extensions
 from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
 from .wire.resume import SUBPROTOCOL
@@ -140,7 +140,10 @@ class Upgrader:
         environ, options = request.environ, self._options
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
-            servers.find(environ)
+            _, shown = servers.find(environ)
+            certificate = certificate_of(shown)
+            if certificate is not None:
+                environ[CERTIFICATE_KEY] = certificate
         key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
@@ -198,12 +201,12 @@ class _Switch:
             raise HandshakeError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
-                [("Retry-After", "5")]) from error
+                [("Retry-After", "5")], cause="descriptors") from error
         try:
             # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no
             # Content-Type.
             ignored = [("Content-Type", "text/plain"), *detached.server.dummy_headers]
-            body = _Body(response, link, detached, Transport(detached.socket), data)
+            body = _Body(response, link, detached, data)
             return body, "101 Switching Protocols", ignored
         except BaseException:
             detached.give_up()
@@ -220,18 +223,14 @@ class _Body:
         response: the application's 101, to be closed.
         link: the connection, to be opened then.
         detached: the socket that was the server's.
-        transport: the same socket, as the connection uses it.
         data: what the client gets first.
     """
 
     _link: Link | None = None  # When not even __init__ could be called, there is nothing to end.
 
-    def __init__(
-        self, response: Response, link: Link, detached: Detached, transport: Transport, data: bytes,
-    ) -> None:
+    def __init__(self, response: Response, link: Link, detached: Detached, data: bytes) -> None:
         self._response = response
         self._detached = detached
-        self._transport = transport
         self._data = data
         self._link = link
 
@@ -243,15 +242,16 @@ class _Body:
         link, self._link = self._link, None
         if link is None:
             return
+        detached = self._detached
         try:
             self._response.close()
         finally:
             try:
-                self._detached.release()
-                link.open(self._transport, self._data, self._detached.unread)
+                detached.release()
+                link.open(detached.transport, self._data, detached.unread)
             except BaseException:
                 try:
-                    self._transport.close()
+                    detached.transport.close()
                 finally:
                     link.abandon()  # Its thread may still wait.
                 raise
