@@ -144,6 +144,7 @@ class Client:
         self.seen: Seen | None = seen
         self.got: list[str | bytes] = []
         self.recovered: list[bool] = []
+        self.has_lost = self.is_up_to_date = False
         self.subprotocol: str | None = None
         self.socket: testing.WebSocket | None = None
 
@@ -152,6 +153,7 @@ class Client:
         self.socket = dial(
             Upgrader(process.manager, **options), query, subprotocols=[SUBPROTOCOL, *offered])
         self.socket.send(json.dumps(self.seen))
+        self.is_up_to_date = False
         return self
 
     def connect(self, process: Process, **options: Any) -> Client:
@@ -190,8 +192,13 @@ class Client:
             notice = json.loads(message)
             self.seen = notice.get("seen", self.seen)
             self.subprotocol = notice.get("subprotocol", self.subprotocol)
-            if "recovered" in notice:
-                self.recovered.append(notice["recovered"])
+            if notice.get("recovered"):
+                self.recovered.append(not self.has_lost)
+                self.has_lost, self.is_up_to_date = False, True
+            elif "recovered" in notice and self.is_up_to_date:
+                self.recovered.append(False)
+            elif "recovered" in notice:
+                self.has_lost = True
         else:
             first, feed, text = message.partition("\n")
             self.note(first)
@@ -333,7 +340,7 @@ def test_without_a_history_nobody_recovers(processes: Make) -> None:
     client.cut().connect(process)
     process.manager.broadcast("two")
     assert client.get_messages(2) == ["one", "two"]
-    assert client.recovered == [False, False] and client.seen == {}
+    assert client.recovered == [True, False] and client.seen == {}
     assert process.manager.stats()["history"] is None
 
 
@@ -473,6 +480,34 @@ def test_the_ring_overtakes_a_client_that_reads_slowly(processes: Make) -> None:
     assert len(client.got) < 200
     process.manager.broadcast("live")
     assert client.get(lambda: client.got[-1] == "live")
+
+
+def test_a_client_that_vanishes_before_it_is_told_the_rest(processes: Make) -> None:
+    process = processes(history=History(count=2))
+    client = Client().connect(process).cut()
+    for number in range(3):
+        process.manager.broadcast(f"{number}")
+    process.may_join.clear()
+    client.open(process)
+    client.get(lambda: client.has_lost)
+    process.may_join.set()
+    client.cut()
+    client.connect(process)
+    assert client.recovered == [True, False]
+
+
+def test_something_is_missed_while_a_client_catches_up(processes: Make) -> None:
+    process = processes(Bus())
+    client = Client().connect(process).cut()
+    process.may_join.clear()
+    client.open(process)
+    wait_until(lambda: process.manager.stats()["history"]["clients"] == 1)
+    assert process.line is not None
+    process.line.inbox.put(Gap(None, None, "lost"))
+    client.get(lambda: client.has_lost)
+    process.may_join.set()
+    client.get(lambda: len(client.recovered) == 2)
+    assert client.recovered == [True, False]
 
 
 def test_a_client_that_vanishes_while_it_catches_up(processes: Make) -> None:

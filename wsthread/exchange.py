@@ -245,12 +245,21 @@ class Exchange:
         if line is None:
             return True
         try:
-            line.publish(*outgoing)
+            self._publish_on(line, outgoing)
         except BackplaneFull:
             if is_vital:
                 raise
             return False
         return True
+
+    def _publish_on(self, line: Backplane, outgoing: Outgoing) -> None:
+        """Publish what is no message; its number counts as seen by those who come back."""
+        recovery = self.hub.recovery
+        if not recovery.is_on:
+            line.publish(*outgoing)
+            return
+        with taking(recovery.lock):
+            recovery.note(line.publisher, line.publish(*outgoing), is_own=True)
 
     def _call(self, name: str, *args: Any) -> None:
         """Let a callback of the application be called."""
@@ -280,7 +289,7 @@ class Exchange:
             return
         if line is not None:
             try:
-                line.publish(*presence.told(changes))
+                self._publish_on(line, presence.told(changes))
             except BackplaneFull:
                 self._owes_presence = True
         self._note_groups({one.group for one in changes})

@@ -11,7 +11,7 @@ while somebody holds it. So the messages of a publisher also come to each client
 waits for a peer or calls the application while holding it. It comes before the locks of connections and of the
 registry.
 
-What cannot be shown to be complete is told as ``recovered: false``.
+What cannot be shown to be complete is told as ``recovered: false``, before anything comes that is behind it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,10 @@ class Recovery:
         else:
             with taking(self.lock):
                 client = self._enter(conn, seen)
-                self._post(conn, PreparedMessage(notice(subprotocol=conn.subprotocol, seen=client.seen)))
+                # What replaces the numbers that the client has seen tells in the same breath that something is missing:
+                # the client may vanish at any time, and come back with the new numbers.
+                lost = {} if client.recovers else {"recovered": False}
+                self._post(conn, PreparedMessage(notice(subprotocol=conn.subprotocol, seen=client.seen, **lost)))
             return True
         return False
 
@@ -141,7 +144,9 @@ class Recovery:
         if kept is None:  # They were dropped meanwhile.
             client.seen = {**client.seen, **ring.seen, **self._ahead(client.seen)}
             client.place, client.recovers = ring.end, False
-        elif kept:
+            self._post(conn, PreparedMessage(notice(recovered=False)))
+            return True
+        if kept:
             limit, size = link_of(conn).sender.options.max_outbox_size // 4, 0
             for one in kept:
                 if size > limit:
@@ -150,7 +155,8 @@ class Recovery:
                 if one.number > client.seen.get(one.publisher, 0) and one.is_for(conn.id, groups):
                     size += len(one.payload)
                     if self._post(conn, _message(one)) is Posted.DROPPED:
-                        client.recovers = False
+                        conn.close(CloseCode.TRY_AGAIN_LATER, "too slow")  # It goes on from here when it is back.
+                        return False
             return True
         self._be_up_to_date(conn, client)
         return False
@@ -164,7 +170,7 @@ class Recovery:
             self._recovered += 1
         else:
             self._failed += 1
-        self._tell(conn, client, client.recovers and self.is_on)
+        self._tell(conn, client, True)
 
     def _ahead(self, seen: Mapping[str, int]) -> dict[str, int]:
         return {one: number for one, number in seen.items() if number > (self._ring.number(one) or 0)}
@@ -293,6 +299,8 @@ class Recovery:
             client.recovers = False
             if client.place is None:
                 self._tell(conn, client, False)
+            else:
+                self._post(conn, PreparedMessage(notice(recovered=False)))
 
     def check(self) -> None:
         """Do what is due; the housekeeper calls it."""

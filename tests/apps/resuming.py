@@ -25,7 +25,10 @@ def join(conn: Connection) -> None:
 
 @manager.on_message
 def message(conn: Connection, opcode: Opcode, payload: str | bytes) -> None:
-    conn.send(payload)
+    if isinstance(payload, str) and payload.startswith("say "):
+        manager.broadcast(payload, to=payload.split()[1])
+    else:
+        conn.send(payload)
 
 
 @app.route("/say/<room>/<text>")
@@ -46,6 +49,11 @@ def close(room: str, code: int) -> str:
     for one in manager, forgetful:
         one.close(to=room, code=code, reason="told")
     return ""
+
+
+@app.route("/pid")
+def pid() -> str:
+    return str(os.getpid())
 
 
 @app.route("/cut")

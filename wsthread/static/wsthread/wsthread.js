@@ -48,6 +48,8 @@ export class Socket extends EventTarget {
   #queued = 0;
   #seen = null; // The last number of each publisher.
   #isReturning = false;
+  #isUpToDate = false; // Whether all that was missed has come on this connection.
+  #hasLost = false; // Whether something that was missed will not come.
   #forget; // Ends listening to the page.
 
   constructor(url, options = {}) {
@@ -215,19 +217,21 @@ export class Socket extends EventTarget {
     if (seen) this.#seen = seen;
     if (subprotocol !== undefined) {
       this.recovering = this.#isReturning;
+      this.#isUpToDate = false;
       this.#open(subprotocol ?? "");
     }
-    if (recovered !== undefined) {
-      const isNews = this.recovering || (!recovered && this.#isSettled);
-      this.recovering = false;
-      this.#isSettled = true;
-      if (isNews) this.#tell("recovered", { recovered });
-    } else if (subprotocol !== undefined) {
-      this.#isSettled = false;
+    if (recovered === false && !this.#isUpToDate) {
+      this.#hasLost = true; // To be told when it is up to date, even if that takes another connection.
+    } else if (recovered === false) {
+      this.#tell("recovered", { recovered });
+    } else if (recovered) {
+      const isNews = this.#isReturning;
+      const hasLost = this.#hasLost;
+      this.#isUpToDate = true;
+      this.recovering = this.#hasLost = false;
+      if (isNews) this.#tell("recovered", { recovered: !hasLost });
     }
   }
-
-  #isSettled = false; // Whether a notice about recovery has come on this connection.
 
   #tell(type, values) {
     const event = Object.assign(new Event(type), values);
