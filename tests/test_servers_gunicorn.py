@@ -7,6 +7,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,3 +137,21 @@ def test_time_to_stop(set_handlers: SetHandlers, graceful_timeout: Any, timeout:
 def test_time_to_stop_that_is_not_told(set_handlers: SetHandlers, cfg: dict[str, object]) -> None:
     set_handlers(Worker(alive=True, **cfg).handle)
     assert Gunicorn().time_to_stop() == math.inf
+
+
+# The room
+
+
+def test_relative_paths_of_two_directories_are_two_rooms(
+    set_handlers: SetHandlers, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:
+    """Two applications may both be bound to unix:app.sock."""
+    rooms = []
+    for name in ("one", "another"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("app.sock")
+            set_handlers(Worker(alive=True, sockets=[listener]).handle)
+            rooms.append(servers.room())
+    assert rooms == [(str(tmp_path / "one" / "app.sock"),), (str(tmp_path / "another" / "app.sock"),)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
 from typing import Any
 
@@ -50,7 +51,7 @@ class Gunicorn(Server):
         sockets = getattr(_worker(), "sockets", None)
         if not isinstance(sockets, list):
             return None
-        return tuple(sorted(str(one.getsockname()) for one in sockets))
+        return tuple(sorted(_absolute(one.getsockname()) for one in sockets))
 
     def is_stopping(self) -> bool:
         """Ask the worker whether it is alive."""
@@ -67,6 +68,13 @@ class Gunicorn(Server):
         return min(
             (max(limit - _MARGIN, limit / 4) for limit in limits if isinstance(limit, (int, float)) and limit),
             default=math.inf)
+
+
+def _absolute(address: object) -> str:
+    # A Unix socket may have been bound by a relative path, which is another file in another directory.
+    if isinstance(address, str) and address:
+        return os.path.abspath(address)
+    return str(address)
 
 
 def _worker() -> object:
