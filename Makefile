@@ -2,13 +2,15 @@
 
 PYTHON ?= python3
 PORT ?= 8000
+WORKERS ?= 1
+REDIS ?=
 BIN := .venv/bin
 
 .PHONY: help run run-django test integration matrix style types cover fuzz sanitize conformance bench bench-connections
 .PHONY: bench-slow bench-sleepers bench-hostile docs-options clean
 
 help:
-	@echo "make run          serve the chat example on port $(PORT)"
+	@echo "make run          serve the chat example on port $(PORT); WORKERS=4, REDIS=redis://127.0.0.1"
 	@echo "make run-django   serve the chat example for Django on port $(PORT)"
 	@echo "make test         run the tests; those with Chromium or Node.js only where these are installed"
 	@echo "make integration  run the tests that take longer"
@@ -25,10 +27,10 @@ help:
 	@echo "make docs-options write docs/options.rst from the definitions of the options"
 	@echo "make clean        remove what the others made"
 
-run: .venv/.run
+run: .venv/.run $(if $(REDIS),.venv/.redis)
 	@echo "The chat is at http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
-	@$(BIN)/gunicorn --worker-class gthread --threads 2 --bind 127.0.0.1:$(PORT) --log-level warning \
-		--config examples/chat/gunicorn.conf.py --chdir examples/chat app:app
+	@CHAT_REDIS="$(REDIS)" $(BIN)/gunicorn --worker-class gthread --threads 2 --workers $(WORKERS) \
+		--bind 127.0.0.1:$(PORT) --log-level warning --config examples/chat/gunicorn.conf.py --chdir examples/chat app:app
 
 run-django: .venv/.run-django
 	@$(BIN)/python examples/django_chat/manage.py migrate --verbosity 0

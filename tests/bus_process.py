@@ -32,6 +32,7 @@ class Heard:
         self.gone: list[str] = []
         self.begun: dict[str, int] = {}
         self.latest = 0.0
+        self.restored: dict[str, int] | None = None
 
     def begin(self, publisher: str, number: int) -> None:
         self.begun[publisher] = number
@@ -39,6 +40,12 @@ class Heard:
 
     def remember(self, entry: Entry) -> None:
         raise NotImplementedError
+
+    def recall(self) -> bytes:
+        return json.dumps(self.counts).encode()
+
+    def restore(self, memory: bytes) -> None:
+        self.restored = json.loads(memory)
 
     def deliver(self, entry: Entry) -> None:
         if entry.header.get("fail"):
@@ -92,8 +99,8 @@ def main() -> None:
             case ["close"]:
                 backplane.close(5)
                 say({"descriptors": len(os.listdir("/proc/self/fd"))})
-            case ["start"]:
-                backplane.start(name, heard)
+            case ["start", *history]:
+                backplane.start(name, heard, len(history))
                 say({})
 
 

@@ -16,12 +16,12 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "callbacks", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
+     "callbacks", "history", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
     ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
      "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.uwsgi", "servers.waitress", "servers.wsgiref",
      "servers.cheroot", "servers.in_process", "servers.refused"),
     ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory"),
-    ("wire.client_handshake", "options", "bus.mesh"),
+    ("wire.client_handshake", "wire.resume", "options", "bus.mesh"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
     ("ending", "client", "entries"),
     ("writing", "presence"),
@@ -30,7 +30,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("receiving",),
     ("link",),
     ("connection",),
-    ("addressing", "shutdown", "thread"),
+    ("addressing", "shutdown", "thread", "recovery"),
     ("hub",),
     ("exchange",),
     ("manager",),
@@ -51,7 +51,7 @@ PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
     "inbox", "entries", "bus.backplane", "bus.parcels", "doctor.findings", "doctor.answers", "doctor.settings",
-    "doctor.proxies",
+    "doctor.proxies", "history", "wire.resume",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

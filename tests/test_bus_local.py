@@ -166,6 +166,26 @@ def test_who_closes_is_gone_and_may_come_back(start: Start, tmp_path: Path) -> N
     wait_until(lambda: len(first.stats()["gone"]) == 10)
 
 
+def test_who_comes_later_asks_the_one_that_was_there_first(start: Start) -> None:
+    first, second, third = start(), start(), start()
+    assert third.stats()["restored"] is None
+    second.ask("publish 5 1")
+    wait_until(lambda: received(first) == 5)
+    third.ask("close")
+    third.ask("start history")
+    publisher = second.started["publisher"]  # type: ignore[attr-defined]
+    assert third.stats()["restored"] == {publisher: 5}
+    first.ask("publish 1 1")
+    wait_until(lambda: received(third) == 6)
+
+
+def test_nobody_remembers_anything(start: Start) -> None:
+    alone = start()
+    alone.ask("close")
+    alone.ask("start history")
+    assert alone.stats()["restored"] is None
+
+
 @pytest.mark.slow
 def test_a_stopped_process_makes_nobody_wait_and_learns_what_it_missed(start: Start) -> None:
     first, second, stopped = start(), start(), start()
@@ -237,6 +257,12 @@ class Heard:
         self.begun[publisher] = number
 
     def remember(self, entry: Entry) -> None:
+        raise NotImplementedError
+
+    def recall(self) -> bytes:
+        raise NotImplementedError
+
+    def restore(self, memory: bytes) -> None:
         raise NotImplementedError
 
     def deliver(self, entry: Entry) -> None:

@@ -271,7 +271,8 @@ def test_stats(connect: Connect) -> None:
     assert manager.stats() == {
         "connections": {"open": 0, "closing": 0}, "threads": 0, "accepted": 0, "refused": {}, "closed": {}, "slow": 0,
         "greedy": 0, "speedups": active, "queued_bytes": 0, "inbox_bytes": 0, "lingering": 0, "messages_received": 0,
-        "messages_sent": 0, "messages_dropped": 0, "bytes_received": 0, "bytes_sent": 0, "backplane": None,
+        "messages_sent": 0, "messages_dropped": 0, "bytes_received": 0, "bytes_sent": 0, "history": None,
+        "backplane": None,
     }
     (ada, ada_peer), (bob, bob_peer) = members(manager, connect, 2)
     ada_peer.send(Opcode.TEXT, b"hello")  # 11 bytes: header, mask, payload.

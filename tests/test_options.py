@@ -25,7 +25,7 @@ from wsthread.upgrader import UpgraderArguments
 
 ROOT = Path(__file__).parent.parent
 SHUTDOWN = ["shutdown_code", "shutdown_timeout", "shutdown_spread"]  # Their values have tests of their own.
-OTHERS = ["overflow", "ipv6_prefix", "name", "backplane", *SHUTDOWN]
+OTHERS = ["overflow", "ipv6_prefix", "name", "backplane", "history", *SHUTDOWN]
 NUMBERS = [field.name for field in fields(Options) if field.name not in OTHERS]
 SIZES = ["max_message_size", "max_outbox_size", "max_inbox_size", "max_held_size", "max_control_rate"]
 REQUIRED = ["max_outbox_size", "max_inbox_size", "close_timeout"]
@@ -151,7 +151,8 @@ def test_all_managers_take_all_options() -> None:
     names = [field.name for field in fields(Options)]
     assert names == [name for name in inspect.signature(Manager).parameters if not name.startswith("on_")]
     values = dict(
-        zip(names, [2] * len(names)), overflow="block", shutdown_code=1012, name="chat", backplane=None)
+        zip(names, [2] * len(names)), overflow="block", shutdown_code=1012, name="chat", backplane=None,
+        history=None)
     for manager in Manager(**values), ListenableManager(**values), SimpleManager(print, **values):  # type: ignore
         assert manager.options == Options(**values)  # type: ignore[arg-type]
 

@@ -63,6 +63,7 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
         "client_context_takeover", "client_max_window_bits", "level", "negotiate", "server_context_takeover",
         "server_max_window_bits", "threshold",
     }, set()),
+    wsthread.History: ({"bytes", "count", "seconds"}, set()),
     wsthread.WebSocketError: (set(), set()),
     wsthread.HandshakeError: (set(), {"cause", "headers", "reason", "status"}),
     wsthread.HandshakeRefused: (set(), {"body", "headers", "reason", "status"}),
@@ -128,6 +129,7 @@ def test_names_of_objects(connect: Connect) -> None:
             wsthread.Upgrader(wsthread.Manager()), wsthread.Broadcast(0, 0, 0, 0), wsthread.State.OPEN,
             wsthread.Opcode.TEXT, wsthread.CloseCode.GOING_AWAY, wsthread.Deflate(), wsthread.WebSocketError(),
             wsthread.HandshakeError(HTTPStatus.FORBIDDEN, ""), wsthread.HandshakeRefused(403), wsthread.DetachError(),
+            wsthread.History(),
             wsthread.ProtocolError(""), wsthread.InvalidPayload(""), wsthread.MessageTooBig(""),
             wsthread.RateExceeded(""), wsthread.InvalidJSON("", ""), wsthread.BackplaneFull(),
             wsthread.ConnectionClosed(), wsthread.client.ClientConnection(ours), client,
@@ -144,8 +146,8 @@ def test_names_of_the_package() -> None:
     assert wsthread.__all__ == sorted(wsthread.__all__)
     assert set(wsthread.__all__) == {
         "BackplaneFull", "Broadcast", "CloseCode", "Connection", "ConnectionClosed", "Deflate", "DetachError",
-        "HandshakeError", "HandshakeRefused", "InvalidJSON", "InvalidPayload", "ListenableManager", "Manager",
-        "MessageTooBig", "Opcode", "ProtocolError", "RateExceeded", "SimpleManager", "State",
+        "HandshakeError", "HandshakeRefused", "History", "InvalidJSON", "InvalidPayload", "ListenableManager",
+        "Manager", "MessageTooBig", "Opcode", "ProtocolError", "RateExceeded", "SimpleManager", "State",
         "Upgrader", "WebSocketError", "dump_on_signal",
     }
 

@@ -8,6 +8,7 @@ from .exceptions import (
     MessageTooBig, ProtocolError, RateExceeded, WebSocketError,
 )
 from .handlers import ListenableManager, SimpleManager
+from .history import History
 from .hub import Broadcast
 from .lifecycle import dump_on_signal
 from .manager import Manager
@@ -27,6 +28,7 @@ __all__ = [
     "DetachError",
     "HandshakeError",
     "HandshakeRefused",
+    "History",
     "InvalidJSON",
     "InvalidPayload",
     "ListenableManager",

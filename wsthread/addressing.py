@@ -66,6 +66,15 @@ def elsewhere(to: Addressees | None, exclude: Addressees) -> Addressed:
     return Addressed(None if to is None else _groups(to), _groups(exclude))
 
 
+def connections_in(addressees: Addressees | None) -> tuple[Connection, ...]:
+    """Return the connections among addressees."""
+    if isinstance(addressees, Connection):
+        return (addressees,)
+    if addressees is None or isinstance(addressees, str):
+        return ()
+    return tuple([one for one in addressees if isinstance(one, Connection)])
+
+
 def _groups(addressees: Addressees) -> frozenset[str]:
     if isinstance(addressees, (str, Connection)):
         addressees = (addressees,)

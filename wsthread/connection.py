@@ -42,6 +42,9 @@ class Home(Protocol):
     def post(self, conn: Connection, message: PreparedMessage) -> bool:
         """Put a message on its way without waiting for the peer; see :meth:`Connection.post`."""
 
+    def catch_up(self, conn: Connection) -> None:
+        """Give a client that has come back what it has missed; the connection's thread calls it."""
+
 
 class Connection:
     """A WebSocket connection.
@@ -179,8 +182,8 @@ class Connection:
 
     def receive_message(self, timeout: float | None = None) -> Message:
         """Wait for the next message like :meth:`receive`; return it with its opcode, TEXT or BINARY."""
-        if not self._sender.is_let_in:
-            self._let_in()
+        if not self._sender.is_let_in or self._sender.is_behind:
+            settle(self)
         return self._link.receiver.receive_message(timeout)
 
     def receive_json(self, timeout: float | None = None) -> Any:
@@ -328,3 +331,11 @@ def senders_of(connections: Iterable[Connection]) -> tuple[Sender, ...]:
 def let_in(conn: Connection) -> None:
     """Make a connection one of its manager's, as long as it is open."""
     conn._let_in()
+
+
+def settle(conn: Connection) -> None:
+    """The same when the application has done what it does first, such as joining groups."""
+    conn._let_in()
+    if conn._sender.is_behind and conn._sender.is_own_thread():
+        conn._sender.is_behind = False
+        conn._home.catch_up(conn)

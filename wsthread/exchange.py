@@ -25,7 +25,7 @@ from typing import Any
 
 from . import clock, entries, lifecycle, presence, servers
 from .addressing import Addressees, choose, elsewhere, fixed
-from .bus.backplane import Backplane, BackplaneUnavailable, Entry, Gap, NotNeeded
+from .bus.backplane import Backplane, BackplaneUnavailable, Entry, Gap, NotNeeded, new_publisher
 from .bus.local import LocalBackplane
 from .entries import Malformed, Outgoing
 from .errands import Errands
@@ -79,6 +79,7 @@ class Exchange:
         self._start_lock = threading.Lock()  # Guards the next two.
         self._process = 0  # In which it has started.
         self._line: Backplane | None = None  # That has started.
+        self._publisher, self._number = new_publisher(), 0  # Of kept messages, as long as there is no line.
         self._malformed = 0  # The backplane's thread owns it.
         self._presence = Presence()
         self._changes: deque[Change] = deque()  # Of our own members, to be published.
@@ -106,7 +107,12 @@ class Exchange:
             return None
         try:
             self._claim_name()
-            backplane.start(self._name, self)
+            history = self._options.history
+            if history is None:
+                backplane.start(self._name, self)
+            else:
+                self.hub.recovery.begin(backplane.publisher, 0)
+                backplane.start(self._name, self, history.count)
         except (BackplaneUnavailable, OSError, RuntimeError) as error:  # The latter when there are no more threads.
             self._leave_name()
             if isinstance(error, NotNeeded):
@@ -167,14 +173,26 @@ class Exchange:
         if local:
             return self.hub.broadcast(message, to, exclude)
         self.start()
-        if self._line is None:
+        keeps = self.hub.recovery.is_on
+        if self._line is None and not keeps:
             return self.hub.broadcast(message, to, exclude)
         to, exclude = fixed(to), fixed(exclude) or ()
-        outcome = self.hub.broadcast(message, to, exclude)
         addressed = elsewhere(to, exclude)
-        if addressed:
-            self._publish(entries.message(payload, addressed))
-        return outcome
+        if not keeps or not addressed:
+            outcome = self.hub.broadcast(message, to, exclude)
+            if addressed:
+                self._publish(entries.message(payload, addressed))
+            return outcome
+        line = self._line
+        if line is None:  # It is numbered all the same.
+            return self.hub.broadcast_kept(message, to, exclude, addressed, self._publisher, self._count)
+        outgoing = entries.message(payload, addressed)
+        return self.hub.broadcast_kept(
+            message, to, exclude, addressed, line.publisher, lambda: line.publish(*outgoing))
+
+    def _count(self) -> int:  # The delivery lock is held.
+        self._number += 1
+        return self._number
 
     def close_many(self, close: Close, to: Addressees | None, exclude: Addressees) -> int:
         """Close members of all processes; see :meth:`wsthread.Manager.close`."""
@@ -274,6 +292,8 @@ class Exchange:
 
     def check(self, now: float) -> None:
         """Give a sign of life, and forget those who gave none; the housekeeper calls it."""
+        if self.hub.recovery.is_on:
+            self.hub.recovery.check()
         line = self._line
         if line is None:
             return
@@ -292,23 +312,59 @@ class Exchange:
 
     def begin(self, publisher: str, number: int) -> None:
         """See :class:`wsthread.bus.backplane.Listener`, as for the next ones."""
+        if self.hub.recovery.is_on:
+            self.hub.recovery.begin(publisher, number)
 
     def remember(self, entry: Entry) -> None:
-        """There is no history yet."""
+        """Keep a message that others have delivered before this process began."""
+        recovery = self.hub.recovery
+        if not recovery.is_on:
+            return
+        try:
+            with taking(recovery.lock):
+                if entry.kind == entries.MESSAGE:
+                    recovery.keep(
+                        entry.publisher, entry.number, PreparedMessage(entries.payload_of(entry)),
+                        *entries.addressed(entry))
+                else:
+                    recovery.note(entry.publisher, entry.number)
+        except Malformed as error:
+            self._note_malformed(entry, error)
+
+    def recall(self) -> bytes:
+        """Return what this process remembers of messages."""
+        return self.hub.recovery.recall() if self.hub.recovery.is_on else b""
+
+    def restore(self, memory: bytes) -> None:
+        """Take over what another process remembers."""
+        if self.hub.recovery.is_on and memory:
+            self.hub.recovery.restore(memory)
 
     def deliver(self, entry: Entry) -> None:
         """Do what an entry of another process says."""
+        recovery = self.hub.recovery
+        if recovery.is_on and entry.kind != entries.MESSAGE:
+            with taking(recovery.lock):
+                recovery.note(entry.publisher, entry.number)
         try:
             self._deliver(entry)
         except Malformed as error:
-            self._malformed += 1
-            tell_aside(
-                logging.WARNING, "%s: entry %d of %s cannot be read: %s", self, entry.number, entry.publisher, error)
+            self._note_malformed(entry, error)
+
+    def _note_malformed(self, entry: Entry, error: Malformed) -> None:
+        if self.hub.recovery.is_on:
+            with taking(self.hub.recovery.lock):
+                self.hub.recovery.note(entry.publisher, entry.number)
+        self._malformed += 1
+        tell_aside(
+            logging.WARNING, "%s: entry %d of %s cannot be read: %s", self, entry.number, entry.publisher, error)
 
     def _deliver(self, entry: Entry) -> None:
         match entry.kind:
             case entries.MESSAGE:
-                self.hub.deliver(PreparedMessage(entries.payload_of(entry)), entries.addressed(entry))
+                self.hub.deliver(
+                    PreparedMessage(entries.payload_of(entry)), entries.addressed(entry),
+                    (entry.publisher, entry.number) if self.hub.recovery.is_on else None)
             case entries.CLOSE:
                 self.hub.close(self.hub.addressed(entries.addressed(entry)), entries.close_of(entry))
             case entries.NOTICE:
@@ -330,11 +386,14 @@ class Exchange:
         tell_aside(
             logging.WARNING, "%s: %s entries of %s were missed: %s", self, missing,
             gap.publisher or "other processes", gap.reason)
+        if self.hub.recovery.is_on:
+            self.hub.recovery.note_gap(gap.publisher)
         self._call("on_gap", gap)
         self._ask(gap.publisher)
 
     def note_gone(self, publisher: str) -> None:
         """Forget the members of a process that has ended."""
+        self.hub.recovery.forget(publisher)
         self._note_groups(self._presence.forget(publisher))
 
     def _ask(self, publisher: str | None) -> None:

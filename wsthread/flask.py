@@ -84,6 +84,8 @@ class WebSockets:
         application has an error handler for Werkzeug's WebsocketMismatch. And what ``app.test_client()`` returns has
         :meth:`WebSocketClient.websocket`, of whatever class it is.
 
+        The browser module wsthread.js is served from now on: ``url_for("wsthread.static", filename="wsthread.js")``.
+
         Raises:
             ValueError: the configuration has an unknown ``WSTHREAD_`` key already, or a value that makes no sense. For
                 keys that are set later, the first handshake raises it, or the first use of :attr:`manager`.
@@ -98,6 +100,9 @@ class WebSockets:
             if app.test_client_class is None:
                 app.test_client_class = WebSocketClient
             setattr(app, "test_client", functools.partial(_make_client, app.test_client))
+            if "wsthread" not in app.blueprints:
+                app.register_blueprint(Blueprint(
+                    "wsthread", __name__, static_folder="static/wsthread", static_url_path="/_wsthread"))
         for rule in self._rules:
             rule.add_to(app)
         self._apps[app] = {rule.endpoint for rule in self._rules if rule.is_late}

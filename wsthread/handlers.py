@@ -10,7 +10,7 @@ from typing import Any
 
 from . import clock
 from .callbacks import Callback, callbacks_of, check_function
-from .connection import Connection, let_in, link_of
+from .connection import Connection, link_of, settle
 from .manager import NO_CALLBACK, Manager, ManagerOptions
 from .options import argument, option, takes
 from .wire.frames import Opcode
@@ -80,7 +80,7 @@ class ListenableManager(Manager):
     def serve(self, conn: Connection) -> None:
         """Call back until the connection closes."""
         self.call(conn, "on_connect", callbacks_of(self)["on_connect"])
-        let_in(conn)
+        settle(conn)
         link = link_of(conn)
         callbacks, receive, scope = callbacks_of(self), link.receiver.receive_message, link.scope
         while True:

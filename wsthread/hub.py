@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
@@ -21,12 +22,12 @@ from typing import Any, NamedTuple, Protocol
 from werkzeug.wrappers import Request
 
 from . import clock, lifecycle, servers, speedups, thread
-from .addressing import Addressees, choose
+from .addressing import Addressees, choose, connections_in
 from .client_address import client_of, may_be_proxy
 from .connection import Connection, let_in, link_of, senders_of
 from .deadlines import Deadlines
 from .entries import Addressed
-from .exceptions import ConnectionClosed, HandshakeError
+from .exceptions import BackplaneFull, ConnectionClosed, HandshakeError
 from .housekeeper import survive
 from .link import Link, Scope
 from .locks import taking
@@ -34,6 +35,7 @@ from .logs import PATIENCE, tell, tell_aside
 from .options import Options
 from .overflow import Excess, Posted
 from .receiving import Receiver
+from .recovery import Recovery
 from .registry import Registry
 from .shutdown import Shutdown, wait_ended
 from .speedups import send_each
@@ -42,6 +44,7 @@ from .wire.deflate import Agreement
 from .wire.frames import CloseCode
 from .wire.messages import PreparedMessage
 from .wire.protocol import Close
+from .wire.resume import WITHOUT_NUMBER
 
 _SECOND = 1.0
 _LINGERING = 10.0  # Seconds after the end of a connection from which on its handler is told of.
@@ -122,6 +125,7 @@ class Hub:
     Attributes:
         registry: the members.
         counters: for the operator.
+        recovery: the clients that may come back.
     """
 
     def __init__(self, reports: Reports, options: Options, outside: Outside) -> None:
@@ -136,6 +140,8 @@ class Hub:
     def reset(self) -> None:
         """Begin without connections."""
         self.registry: Registry[Connection] = Registry(self._outside.note_change)
+        self.recovery = Recovery(self._options.history, self._post_locked)
+        self._slow: deque[tuple[Connection, Excess]] = deque()  # Of whom to tell that they became too slow.
         self.counters = Counters()
         self._shutdown = Shutdown()
         self._renewed_at = clock.now()  # The housekeeper's, as the next one.
@@ -151,7 +157,7 @@ class Hub:
 
     def prepare(
         self, request: Request, subprotocol: str | None, agreement: Agreement | None, scope: Scope | None = None,
-        own: Options | None = None,
+        own: Options | None = None, is_resuming: bool = False,
     ) -> Connection:
         """Return a CONNECTING connection whose thread has started and waits.
 
@@ -161,6 +167,7 @@ class Hub:
             agreement: likewise, about compression.
             scope: within what the application's code runs; None for nothing.
             own: the options of this connection; None for those of the manager.
+            is_resuming: whether the client has agreed to :mod:`wsthread.wire.resume`.
 
         Raises:
             HandshakeError: 503 or 429, when there may be no more connections.
@@ -185,7 +192,8 @@ class Hub:
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
             link = Link(
-                request, own or options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client)
+                request, own or options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client,
+                is_resuming=is_resuming)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
         except BaseException as error:
@@ -212,13 +220,14 @@ class Hub:
             "ProxyFix(app.wsgi_app, x_for=1).",
             request.environ.get("REMOTE_ADDR"), request.environ.get("HTTP_X_FORWARDED_FOR"))
 
-    def arrive(self, conn: Connection) -> None:
-        """Note that a connection is OPEN; its thread calls it."""
+    def arrive(self, conn: Connection) -> bool:
+        """Note that a connection is OPEN; its thread calls it. Tell whether the application is to see it."""
         link = link_of(conn)
         with taking(self._lock):
             self.counters.accept()
             self._alive[threading.get_ident()] = _Alive(link.receiver, link.sender.deadlines, conn)
         self._shutdown.tell(conn)  # It came while the process began to stop.
+        return not link.sender.is_resuming or self.recovery.greet(conn)
 
     def serve(self, conn: Connection) -> None:
         """Do the work of one connection, in its thread."""
@@ -238,6 +247,8 @@ class Hub:
             self._lingering.pop(conn, None)
             self._departed[own] = conn
             self.counters.finish(conn.close_code or 0, link.totals())
+        if link.sender.is_resuming:
+            self.recovery.leave(conn)
 
     def report_close(self, conn: Connection) -> None:
         """Tell of the end of a connection; its thread calls it."""
@@ -286,9 +297,75 @@ class Hub:
         members, gone = choose(self.registry, to, exclude)
         return self._send_all(members, message, gone)
 
-    def deliver(self, message: PreparedMessage, addressed: Addressed) -> None:
-        """Send a message of another process to members. It waits for no peer: ``"block"`` is as ``"close"``."""
-        self._send_all(self.addressed(addressed), message, may_wait=False)
+    def deliver(
+        self, message: PreparedMessage, addressed: Addressed, origin: tuple[str, int] | None = None,
+    ) -> None:
+        """Send a message of another process to members. It waits for no peer: ``"block"`` is as ``"close"``.
+
+        Args:
+            message: the message.
+            addressed: whom it is for.
+            origin: who has published it, and its number there, if it is to be kept.
+        """
+        if origin is None:
+            self._send_all(self.addressed(addressed), message, may_wait=False)
+            return
+        recovery = self.recovery
+        with taking(recovery.lock):
+            head = recovery.keep(*origin, message, addressed.to, addressed.exclude)
+            self._send_all(
+                recovery.ready(self.addressed(addressed), *origin), message, may_wait=False, head=head)
+            if addressed.exclude:
+                recovery.mark(self.registry.snapshot(addressed.exclude), *origin)
+            recovery.tell_seen()
+        self._tell_slow()
+
+    def broadcast_kept(
+        self, message: PreparedMessage, to: Addressees | None, exclude: Addressees, addressed: Addressed,
+        publisher: str, publish: Callable[[], int],
+    ) -> Broadcast:
+        """Do what :meth:`broadcast` does with a message that is kept for clients that come back.
+
+        Args:
+            message: the message.
+            to: as there, to be gone through more than once.
+            exclude: likewise.
+            addressed: whom these mean in other processes.
+            publisher: the id of this process.
+            publish: publishes it and returns its number.
+
+        Raises:
+            BackplaneFull: what ``publish`` has raised. The members here have been served.
+        """
+        current = self.current
+        if current is not None:
+            let_in(current)
+        recovery = self.recovery
+        try:
+            with taking(recovery.lock):
+                members, gone = choose(self.registry, to, exclude)
+                try:
+                    number = publish()
+                except BackplaneFull:
+                    self._send_all(members, message, may_wait=False)
+                    recovery.miss(publisher)
+                    raise
+                # Connections are of this process, so they get it now or never.
+                early = tuple([conn for conn in connections_in(to) if recovery.is_behind(conn) and conn in members])
+                head = recovery.keep(
+                    publisher, number, message, addressed.to, addressed.exclude,
+                    (*early, *connections_in(exclude)), is_own=True)
+                ready = recovery.ready(members, publisher, number)
+                outcome = self._send_all(ready, message, gone, may_wait=False, head=head)
+                self._send_all(early, message, may_wait=False)
+                if exclude:
+                    excluded = (*connections_in(exclude), *self.registry.snapshot(addressed.exclude))
+                    recovery.mark(excluded, publisher, number)
+                recovery.tell_seen()
+        finally:
+            self._tell_slow()
+        sent, queued, dropped, failed = outcome
+        return Broadcast(sent, queued + len(members) - len(ready), dropped, failed)  # The others get it from the ring.
 
     def addressed(self, addressed: Addressed) -> tuple[Connection, ...]:
         """Return the members that another process means."""
@@ -300,32 +377,53 @@ class Hub:
 
     def _send_all(
         self, members: tuple[Connection, ...], message: PreparedMessage, gone: int = 0, may_wait: bool = True,
+        head: bytes | None = None,
     ) -> Broadcast:
+        """Send a message to members.
+
+        Args:
+            members: the members.
+            message: the message.
+            gone: how many more it was meant for.
+            may_wait: whether ``"block"`` may wait.
+            head: what goes before it for clients that may come back. The delivery lock is held then; None: it is not
+                kept.
+        """
         sent, others = send_each(senders_of(members), message.encode(None))
         queued = len(members) - sent - len(others)
-        # No generator: see locks.py.
-        outcomes = Counter([self._post(members[index], message, may_wait) for index in others])
+        headed = None
+        results = []  # No generator: see locks.py.
+        for index in others:
+            conn, one = members[index], message
+            if link_of(conn).sender.is_resuming:
+                headed = one = headed or message.behind(head or WITHOUT_NUMBER)
+            results.append(self._post(conn, one, may_wait, is_locked=head is not None))
+        outcomes = Counter(results)
         return Broadcast(
             sent + outcomes[Posted.SENT], queued + outcomes[Posted.QUEUED], outcomes[Posted.DROPPED],
             gone + outcomes[None])
 
     def post(self, conn: Connection, message: PreparedMessage) -> bool:
         """Put a message on its way to one peer; see :meth:`wsthread.Connection.post`."""
-        posted = self._post(conn, message)
+        sender = link_of(conn).sender
+        posted = self._post(conn, message.behind(WITHOUT_NUMBER) if sender.is_resuming else message)
         if posted is None:
-            sender = link_of(conn).sender
             with taking(sender.send_lock):
                 raise sender.closed_error()
         return posted is not Posted.DROPPED
 
-    def _post(self, conn: Connection, message: PreparedMessage, may_wait: bool = True) -> Posted | None:
+    def _post(
+        self, conn: Connection, message: PreparedMessage, may_wait: bool = True, is_locked: bool = False,
+    ) -> Posted | None:
         """Return what became of the message, None when the connection was closing."""
         sender = link_of(conn).sender
         try:
             while True:
                 posted, excess = sender.post(message)
                 if excess is not None:
-                    self._note_slow(conn, excess)
+                    self._slow.append((conn, excess))
+                    if not is_locked:
+                        self._tell_slow()
                 if posted is not Posted.FULL:
                     return posted
                 if not may_wait:
@@ -334,6 +432,29 @@ class Hub:
                 sender.wait_progress()
         except (ConnectionClosed, TimeoutError):
             return None
+
+    def _post_locked(self, conn: Connection, message: PreparedMessage) -> Posted | None:
+        return self._post(conn, message, may_wait=False, is_locked=True)
+
+    def _tell_slow(self) -> None:
+        """Tell of peers that became too slow, those that were noted while the delivery lock was held too."""
+        while self._slow:
+            try:
+                noted = self._slow.popleft()
+            except IndexError:
+                return
+            self._note_slow(*noted)
+
+    def catch_up(self, conn: Connection) -> None:
+        """Give a client that has come back what it has missed; its thread calls it."""
+        sender = link_of(conn).sender
+
+        def pause() -> None:
+            self._tell_slow()
+            while sender.outbox.cost > sender.options.max_outbox_size // 4:
+                sender.wait_progress()
+
+        self.recovery.catch_up(conn, lambda: self.registry.groups(conn.id), pause)
 
     def _note_slow(self, conn: Connection, excess: Excess) -> None:
         self.counters.slow()
@@ -366,6 +487,7 @@ class Hub:
             "closed": counts.closed,
             "slow": counts.slow,
             "greedy": counts.greedy,
+            "history": self.recovery.stats(),
             "speedups": speedups.active,
             "queued_bytes": sum(conn.queued_bytes for conn in alive),
             "inbox_bytes": sum(link_of(conn).receiver.inbox_size for conn in alive),

@@ -58,6 +58,7 @@ class Link:
         agreement: what was negotiated about compression, None for nothing.
         scope: within what the application's code runs, each callback anew; None for nothing.
         client: for whom the connection counts, see :mod:`wsthread.client_address`.
+        is_resuming: whether the client has agreed to :mod:`wsthread.wire.resume`.
 
     Attributes:
         number: connections that were accepted later have larger ones.
@@ -74,6 +75,7 @@ class Link:
     def __init__(
         self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
         agreement: Agreement | None = None, scope: Scope | None = None, client: str | None = None,
+        is_resuming: bool = False,
     ) -> None:
         now = clock.now()
         self.number = next(_numbers)
@@ -84,6 +86,7 @@ class Link:
             max_message_size=options.max_message_size, agreement=agreement, max_empty_frames=options.max_control_rate)
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
+        self.sender.is_resuming = self.sender.is_behind = is_resuming
         self.receiver = Receiver(request, options, self.sender, now)
         self.is_admitted = True
         self.callback: tuple[str, float] | None = None

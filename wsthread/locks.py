@@ -18,9 +18,10 @@ import time
 _PACKAGE = __name__.partition(".")[0]
 #: Modules that hold locks, or are called by those that do. They call nothing of an application, but for _ON_PURPOSE.
 _HOLDERS = frozenset(f"{_PACKAGE}.{name}" for name in (
-    "connection", "deadlines", "ending", "errands", "exchange", "housekeeper", "hub", "inbox", "lifecycle", "outbox",
-    "overflow", "presence", "receiving", "registry", "sending", "shutdown", "speedups", "stats", "tls",
-    "transport", "writing", "bus.local", "bus.mesh", "wire.deflate", "wire.frames", "wire.messages", "wire.protocol"))
+    "connection", "deadlines", "ending", "errands", "exchange", "history", "housekeeper", "hub", "inbox",
+    "lifecycle", "outbox", "overflow", "presence", "receiving", "recovery", "registry", "sending", "shutdown",
+    "speedups", "stats", "tls", "transport", "writing", "bus.local", "bus.mesh", "wire.deflate", "wire.frames",
+    "wire.messages", "wire.protocol"))
 _ON_PURPOSE = frozenset({"serve", "report_error", "report_close"})
 _PATIENCE = 0.1  # Seconds: it may well be that another thread holds the lock, for a moment.
 _STEP = 0.001

@@ -17,6 +17,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast, get_args
 
 from .bus.backplane import Backplane
+from .history import History
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, is_valid_close_code
 from .wire.handshake import check_subprotocols
@@ -124,6 +125,7 @@ _NAME = Check(
 _BACKPLANE = Check(
     'a Backplane such as RedisBackplane("redis://localhost"), or "local"',
     lambda value: value == "local" or isinstance(value, Backplane))
+_HISTORY = Check("a History", lambda value: isinstance(value, History))
 _OVERFLOW = Check(
     f"one of {', '.join(get_args(Overflow))}", lambda value: isinstance(value, str) and value in get_args(Overflow))
 
@@ -234,6 +236,11 @@ class Options:
         'What carries broadcasts to other processes. "local" reaches the worker processes of one server, and those '
         "that take their place; a RedisBackplane reaches other hosts as well.",
         none="the manager stays alone in its process", check=_BACKPLANE)
+    history: History | None = option(
+        None,
+        "How much of the broadcasts is kept for clients that come back. They get what they have missed, or are told "
+        "that it is not known; see docs/resuming.rst. overflow may not be \"block\" then.",
+        none="nothing is kept", check=_HISTORY)
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -243,6 +250,9 @@ class Options:
             if not meaning.check.passes(value):
                 or_none = "" if meaning.none is None else f", or None: {meaning.none}"
                 raise ValueError(f"{one.name} is {value!r}, it must be {meaning.check.expected}{or_none}")
+
+        if self.history is not None and self.overflow == "block":
+            raise ValueError('overflow is "block", which history does not allow: all others would wait for a slow peer')
 
     def shortest_deadline(self) -> float:
         """Return the shortest time that a connection is given for anything, in seconds."""

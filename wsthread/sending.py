@@ -23,6 +23,7 @@ from .transport import Transport
 from .wire.frames import CloseCode
 from .wire.messages import Payload, PreparedMessage
 from .wire.protocol import Close, Protocol
+from .wire.resume import with_head
 from .writing import HELD_SIZE, Writer
 
 _OPEN = State.OPEN  # Looking a member up in its enum or a function up in its module costs as much as a function call.
@@ -39,9 +40,10 @@ class Sender(Writer):
         is_corked: whether messages of the peer wait to be handled that came together with the one before, so that
             replies may be held. The connection's thread owns it.
         thread_id: of the connection's own thread; 0 before it runs.
+        is_behind: whether the client is still to be given what it has missed. The connection's thread owns it.
     """
 
-    __slots__ = ("protocol", "is_corked", "thread_id", "_window_lock")
+    __slots__ = ("protocol", "is_corked", "thread_id", "is_behind", "_window_lock")
 
     def __init__(
         self, id: str, options: Options, housekeeper: Housekeeper, registry: Registry[Any], protocol: Protocol,
@@ -49,7 +51,7 @@ class Sender(Writer):
     ) -> None:
         super().__init__(id, options, housekeeper, registry, Ending(protocol), deadlines, protocol.compressed_from)
         self.protocol = protocol
-        self.is_corked = False
+        self.is_corked = self.is_behind = False
         self.thread_id = 0
         # Guards the compression window, and the order of what refers to it. It comes before the send lock.
         self._window_lock = threading.Lock() if protocol.keeps_window else None
@@ -60,6 +62,8 @@ class Sender(Writer):
         """Send a message and wait until the kernel has all of it; see :meth:`wsthread.Connection.send`."""
         if self.ending.state is not _OPEN:  # Before the work of compressing.
             raise self.closed_error()
+        if self.is_resuming:
+            payload = with_head(payload)
         if isinstance(payload, bytes) and len(payload) >= _LARGE:
             header = self.protocol.send_header(payload)
             if header is not None:

@@ -289,6 +289,8 @@ def _is_settled(link: Link, patience: float) -> bool:
     """Tell whether a connection was let in, or will not be, or its first callback takes its time."""
     if link.sender.is_let_in or link.state is not State.OPEN:
         return True
+    if link.sender.is_resuming and link.callback is None:
+        return True  # It waits for what its client has seen.
     return link.callback is not None and clock.now() - link.callback[1] > patience
 
 

@@ -25,8 +25,8 @@ observers: list[Callable[[Connection, BaseException], None]] = []
 class Host(Protocol):
     """What the thread of a connection tells the manager. All of it is called in that thread."""
 
-    def arrive(self, conn: Connection) -> None:
-        """The connection is OPEN."""
+    def arrive(self, conn: Connection) -> bool:
+        """The connection is OPEN; tell whether the application is to see it."""
 
     def serve(self, conn: Connection) -> None:
         """Run the application's code, as long as the connection is open."""
@@ -100,9 +100,9 @@ def _run(conn: Connection, host: Host) -> None:
 def _live(conn: Connection, host: Host) -> None:
     has_arrived = False
     try:
-        host.arrive(conn)
-        has_arrived = True
-        guard(conn, host, host.serve)
+        has_arrived = host.arrive(conn)
+        if has_arrived:
+            guard(conn, host, host.serve)
     finally:  # Whatever fails, the rest has its turn.
         try:
             link_of(conn).finish()

@@ -34,6 +34,7 @@ from .options import UpgraderOptions, argument, takes
 from .tls import CERTIFICATE_KEY, certificate_of
 from .wire.deflate import Agreement, parse_extensions
 from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
+from .wire.resume import SUBPROTOCOL
 
 # What frameworks add to every response and what means nothing on a 101 (RFC 9110 8.6, RFC 9112 6.1).
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
@@ -109,19 +110,20 @@ class Upgrader:
         if not isinstance(request, Request):
             request = Request(request, populate_request=False)
         try:
-            key, subprotocol, agreement = self._check(request)
+            key, subprotocol, agreement, is_resuming = self._check(request)
         except HandshakeError as error:
             return self._refuse(request.environ, error)
         except DetachError as error:
             return self._refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
         response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
         extension = None if agreement is None else agreement.extension
-        response.headers = Headers([*response_headers(key, subprotocol, extension), *Headers(headers)])
+        selected = SUBPROTOCOL if is_resuming else subprotocol  # In its first notice the client is told of the other.
+        response.headers = Headers([*response_headers(key, selected, extension), *Headers(headers)])
         options = None
         if max_message_size is not ...:
             options = replace(self._manager.options, max_message_size=max_message_size)
         prepare = functools.partial(
-            hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope, options)
+            hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope, options, is_resuming)
         setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
@@ -134,7 +136,7 @@ class Upgrader:
         tell_refusal(environ, error)
         return Response.from_app(error, environ)
 
-    def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
+    def _check(self, request: Request) -> tuple[str, str | None, Agreement | None, bool]:
         environ, options = request.environ, self._options
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
         if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
@@ -150,7 +152,7 @@ class Upgrader:
         compression = options.compression_for(environ) if offers else None
         if compression is not None:
             agreement = compression.negotiate(offers)
-        return key, subprotocol, agreement
+        return key, subprotocol, agreement, SUBPROTOCOL in offered
 
 
 class _Switch:

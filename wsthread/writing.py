@@ -49,14 +49,17 @@ class Writer(SendState):
         transport: the connection's socket; None before it is open and after it is closed.
         deadlines: the connection's.
         is_let_in: whether the connection has become one of its manager's ``connections``. Nothing is clear before.
+        is_resuming: whether the client has agreed to the subprotocol of clients that come back. Nothing is clear then,
+            for each message needs a head (:mod:`wsthread.wire.resume`).
         options: the manager's.
         messages_dropped: how many were given up for a peer that is too slow.
         is_slow: whether the outbox has overflown since it was empty.
     """
 
     __slots__ = (
-        "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "messages_dropped", "options",
-        "is_slow", "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon", "_late_pong",
+        "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "is_resuming", "messages_dropped",
+        "options", "is_slow", "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
+        "_late_pong",
     )
 
     def __init__(
@@ -73,7 +76,7 @@ class Writer(SendState):
         self.outbox = Outbox()
         self.transport: Transport | None = None
         self.deadlines = deadlines
-        self.is_let_in = False
+        self.is_let_in = self.is_resuming = False
         self.options = options
         self._housekeeper = housekeeper
         self.registry = registry
@@ -113,7 +116,8 @@ class Writer(SendState):
 
     def update_clear(self) -> None:
         """Find out whether the next frame may go straight to the socket."""
-        self.clear = self.ending.state is _OPEN and self.is_let_in and not (self.outbox.size or self._held)
+        self.clear = self.ending.state is _OPEN and self.is_let_in and not (
+            self.outbox.size or self._held or self.is_resuming)
 
     def write(self, data: bytes, messages: int = 0, droppable: bool = False) -> Entry | None:
         """Send bytes or put them into the outbox, for a caller that waits for them; return None when all have left.

@@ -98,6 +98,21 @@ class Listener(Protocol):
     def remember(self, entry: Entry) -> None:
         """An entry from before the start, for the history only. It comes before anything is delivered."""
 
+    def recall(self) -> bytes:
+        """Return what this process remembers from before, for :meth:`restore` in another one. Any thread may call it.
+
+        A backplane without a memory of its own asks one process, the one that has been there for longest.
+        """
+
+    def restore(self, memory: bytes) -> None:
+        """Take over what another process remembers, which is to have got what came before :meth:`begin` here.
+
+        It is called after :meth:`begin`, instead of :meth:`remember`, before :meth:`Backplane.start` returns.
+
+        Raises:
+            Exception: any, when nobody can read it.
+        """
+
     def deliver(self, entry: Entry) -> None:
         """An entry has come."""
 

@@ -71,7 +71,7 @@ class LocalBackplane(Backplane):
                 mesh = _meshes[str(directory)] = Mesh(directory)
             _users[mesh] += 1
             self._mesh, self._directory = mesh, str(directory)
-        if not mesh.start(name, self):
+        if not mesh.start(name, self, recalls=history > 0):
             tell_aside(
                 logging.WARNING, "the manager %r has waited for other processes that do not answer; what they send may "
                 "have been missed", name)

@@ -11,6 +11,7 @@ a bounded queue, and beyond that is left out and counted; the count is sent befo
 from __future__ import annotations
 
 import logging
+import math
 import selectors
 import socket
 import threading
@@ -134,6 +135,7 @@ class Mesh:
         self._inflows: dict[str, _Inflow] = {}  # Those that have said who they are, by id.
         self._last: OrderedDict[str, int] = OrderedDict()  # The last number of each publisher.
         self._to_try: set[Path] = set()
+        self._answered: dict[str, threading.Event] = {}  # By the names of managers that wait for what others remember.
         self._commands: deque[Callable[[], None]] = deque()
         self._is_stopped = False
         self._socket, self._path = listen(directory)
@@ -152,12 +154,22 @@ class Mesh:
 
     # Any thread
 
-    def start(self, name: str, line: Line) -> bool:
-        """Begin to listen for a manager, and meet the others; return whether all have answered in time."""
+    def start(self, name: str, line: Line, recalls: bool = False) -> bool:
+        """Begin to listen for a manager, and meet the others; return whether all have answered in time.
+
+        Args:
+            name: the manager's.
+            line: its end of the mesh.
+            recalls: whether to ask one of the others what it remembers.
+        """
         self._command(lambda: self._start(name, line))
         end = time.monotonic() + _MEETING
         while not (has_met := self._has_met()) and time.monotonic() < end:
             time.sleep(_STEP)
+        if recalls:
+            answered = threading.Event()
+            self._command(lambda: self._recall(name, answered))
+            has_met = answered.wait(_MEETING) and has_met
         return has_met
 
     def _has_met(self) -> bool:
@@ -322,6 +334,36 @@ class Mesh:
             del self._lines[name]
             self._say(Kind.END, name, line)
 
+    def _recall(self, name: str, answered: threading.Event) -> None:
+        """Ask the process that has been there for longest what it remembers."""
+        with taking(self._lock):
+            peers = [
+                peer for id, peer in self._peers.items()
+                if id in self._inflows and name in self._inflows[id].publishers]
+            if not peers:
+                answered.set()
+                return
+            self._answered[name] = answered
+            min(peers, key=lambda peer: _began(peer.path)).put_anyway(pack(Kind.RECALL, {"name": name}))
+
+    def _tell_memory(self, inflow: _Inflow, name: str) -> None:
+        """Tell another process what a manager here remembers."""
+        line = self._lines.get(name)
+        data = pack(Kind.MEMORY, {"name": name}, b"" if line is None else line.listener.recall())
+        with taking(self._lock):
+            peer = self._peers.get(inflow.id)
+            if peer is not None:
+                peer.put_anyway(data)
+
+    def _take_memory(self, name: str, memory: bytes) -> None:
+        answered = self._answered.pop(name, None)
+        if answered is not None:
+            try:
+                if name in self._lines and memory:
+                    self._lines[name].listener.restore(memory)
+            finally:
+                answered.set()
+
     def _say(self, kind: Kind, name: str, line: Line) -> None:
         with taking(self._lock):
             data = pack(kind, {"name": name, "publisher": line.publisher, "number": line.number})
@@ -412,6 +454,10 @@ class Mesh:
                     entry = Entry(
                         header["publisher"], header["number"], header["kind"], header["header"], parcel.payload)
                     self._survive(lambda: line.listener.deliver(entry))
+            case Kind.RECALL:  # It is to have all that came before the question, from whomever.
+                self._commands.append(lambda: self._tell_memory(inflow, header["name"]))
+            case Kind.MEMORY:
+                self._survive(lambda: self._take_memory(header["name"], parcel.payload))
             case Kind.GAP:
                 self._last[header["publisher"]] = self._last.get(header["publisher"], 0) + header["missing"]
                 self._note_gap(header["name"], header["publisher"], header["missing"], _REASON)
@@ -453,3 +499,11 @@ class Mesh:
         for sock in self._sockets():
             sock.close()
         self._selector.close()
+
+
+def _began(path: Path) -> float:
+    """Return when a process has begun, in seconds since the epoch."""
+    try:
+        return path.stat().st_mtime
+    except OSError:  # It is about to end.
+        return math.inf

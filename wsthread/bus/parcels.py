@@ -33,6 +33,8 @@ class Kind(IntEnum):
     END = 3  #: A manager has ended: ``name``, ``publisher``.
     ENTRY = 4  #: An entry: ``name``, ``publisher``, ``number``, ``kind``, ``header``.
     GAP = 5  #: Entries were left out: ``name``, ``publisher``, ``missing``.
+    RECALL = 6  #: A manager that starts wants to know what others remember: ``name``.
+    MEMORY = 7  #: The answer: ``name``.
 
 
 class Parcel(NamedTuple):

@@ -304,6 +304,22 @@ class PreparedMessage:
         # Level and window bits, or None for a plain frame. Two threads may both encode; the result is the same.
         self._frames: dict[tuple[int, int] | None, bytes] = {}
 
+    @classmethod
+    def of(cls, opcode: Opcode, octets: bytes) -> PreparedMessage:
+        """Return the message of an opcode and the octets of its payload."""
+        message = cls(octets)
+        message._opcode = opcode
+        return message
+
+    @property
+    def content(self) -> tuple[Opcode, bytes]:
+        """The opcode and the octets of the payload."""
+        return self._opcode, self._octets
+
+    def behind(self, head: bytes) -> PreparedMessage:
+        """Return the same message with more octets, which are ASCII, before its own."""
+        return PreparedMessage.of(self._opcode, head + self._octets)
+
     def is_compressed_for(self, agreement: Agreement | None) -> bool:
         """Tell whether a peer gets it compressed."""
         return agreement is not None and len(self._octets) >= agreement.compressed_from

@@ -1,68 +1,59 @@
 // The page of the chat: asks for a name, shows what the server sends, and comes back after every interruption.
 // What other people wrote gets onto the page through textContent only, never as HTML.
 
-// In milliseconds.
-const FIRST_DELAY = 500; // The longest wait before the first attempt to reconnect; it doubles with each attempt,
-const LAST_DELAY = 15_000; // up to this,
-const STABLE = 10_000; // and starts anew after a connection that lasted this long.
-const PATIENCE = 10_000; // The server answers within this time, or the connection is taken for dead.
+import { Members, Socket } from "wsthread";
 
+const PATIENCE = 10_000; // Milliseconds. The server answers within this time, or the connection is taken for dead.
 const LOG_LENGTH = 500; // Older messages leave the page.
 
 const $ = (id) => document.getElementById(id);
 const unconfirmed = new Map(); // The texts that the server has not sent back yet, by their id, in order.
-let myName;
+let who; // Name and room.
+let members;
 let socket;
-let timer; // The next attempt while disconnected, else the end of the patience.
-let attempts = 0; // Since the last stable connection.
-let opened = 0; // When the connection opened; 0 while disconnected.
-let connections = 0; // Since the user joined.
+let timer; // The end of the patience.
 
 // The connection
 
 function connect() {
-  drop();
   setStatus("connecting", "Connecting…");
-  expectAnswer();
-  const url = new URL(`ws?${new URLSearchParams({ name: myName })}`, location.href);
-  url.protocol = url.protocol.replace("http", "ws"); // And https becomes wss.
-  socket = new WebSocket(url);
-  socket.onopen = () => {
-    opened = performance.now();
-    setStatus("connected", "Connected");
-    if (connections++) addNote("You are back. What was said meanwhile is not shown here.");
-    unconfirmed.forEach(transmit);
+  members = new Members();
+  members.addEventListener("join", ({ member }) => addNote(`${member.name} joined`));
+  members.addEventListener("leave", ({ member }) => addNote(`${member.name} left`));
+  socket = new Socket(`ws?${new URLSearchParams(who)}`);
+  socket.onopen = ({ returning }) => {
+    if (returning) {
+      setStatus("recovering", "Catching up…");
+    } else {
+      addNote(`${who.name} joined`);
+      beConnected();
+    }
+  };
+  socket.onrecovered = ({ recovered }) => {
+    addNote(recovered ? "You are back, and have missed nothing." : "You are back. Some of what was said is missing here.");
+    beConnected();
   };
   socket.onmessage = ({ data }) => {
     clearTimeout(timer);
     const event = JSON.parse(data);
     receive[event.type]?.(event);
   };
-  socket.onclose = ({ code, reason }) => (code === 1008 ? askName(reason) : reconnect());
+  socket.ondown = ({ delay }) => {
+    clearTimeout(timer);
+    setStatus("disconnected", delay < 1000 ? "Reconnecting…" : `Reconnecting in ${Math.round(delay / 1000)} s`);
+  };
+  socket.onclose = ({ reason }) => askName(reason);
 }
 
-// Wait a random time, so that the pages do not all come at once when the server is back ("full jitter").
-function reconnect() {
-  if (opened && performance.now() - opened > STABLE) attempts = 0;
-  drop();
-  const delay = Math.random() * Math.min(LAST_DELAY, FIRST_DELAY * 2 ** attempts++);
-  setStatus("disconnected", delay < 1000 ? "Reconnecting…" : `Reconnecting in ${Math.round(delay / 1000)} s`);
-  timer = setTimeout(connect, delay);
-}
-
-function drop() {
-  clearTimeout(timer);
-  opened = 0;
-  if (socket) {
-    socket.onopen = socket.onmessage = socket.onclose = null; // It may take its time to close.
-    socket.close();
-  }
+function beConnected() {
+  setStatus("connected", "Connected");
+  unconfirmed.forEach(transmit); // What came back meanwhile is none of them any more.
 }
 
 // A browser does not notice by itself when the other end has vanished.
 function expectAnswer() {
   clearTimeout(timer);
-  timer = setTimeout(reconnect, PATIENCE);
+  timer = setTimeout(() => socket.reconnect(), PATIENCE);
 }
 
 function transmit(text, id) {
@@ -74,19 +65,15 @@ function send(text) {
   const id = `${Date.now()}-${Math.random()}`;
   unconfirmed.set(id, text);
   showUnconfirmed();
-  if (opened) transmit(text, id); // Otherwise when it opens.
+  if (document.body.dataset.state === "connected") transmit(text, id); // Otherwise when it is.
 }
 
 // What the server sends, by its type
 
 const receive = {
-  join({ name, online }) {
-    addNote(`${name} joined`);
-    showOnline(online);
-  },
-  leave({ name, online }) {
-    addNote(`${name} left`);
-    showOnline(online);
+  members({ members: list }) {
+    members.update(list);
+    showOnline(list.map((member) => member.name));
   },
   message({ id, name, text }) {
     const own = unconfirmed.delete(id);
@@ -160,8 +147,7 @@ function colored(element) {
 // What the user does
 
 function askName(refusal) {
-  drop();
-  connections = 0;
+  clearTimeout(timer);
   $("refusal").textContent = refusal;
   $("chat").hidden = true;
   $("join").hidden = false;
@@ -170,7 +156,8 @@ function askName(refusal) {
 
 $("join").onsubmit = (event) => {
   event.preventDefault();
-  myName = $("name").value;
+  who = { name: $("name").value, room: $("room").value };
+  $("title").textContent = who.room;
   $("join").hidden = true;
   $("chat").hidden = false;
   $("text").focus();
@@ -185,10 +172,3 @@ $("compose").onsubmit = (event) => {
   $("text").value = "";
   scrollToEnd();
 };
-
-// The network is back or has changed: neither the wait nor the old connection is worth anything now.
-window.addEventListener("online", () => {
-  if ($("chat").hidden) return;
-  attempts = 0;
-  connect();
-});
