@@ -23,6 +23,7 @@ from wsthread import BackplaneFull, servers
 from wsthread.bus import local, mesh
 from wsthread.bus.backplane import BackplaneUnavailable, Entry, Gap, NotNeeded
 from wsthread.bus.local import LocalBackplane
+from wsthread.bus.mesh import Mesh
 from wsthread.bus.parcels import Kind, pack
 
 PROGRAM = Path(__file__).with_name("bus_process.py")
@@ -475,3 +476,27 @@ def test_the_childs_copies_are_closed(place: Path) -> None:
     wait_until(lambda: not parents.is_alive)
     backplane.reset_after_fork()
     assert len(os.listdir("/proc/self/fd")) == before and local._meshes == {} and backplane.publisher != publisher
+
+
+def test_workers_that_cannot_find_each_other_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "processes", lambda: 4)
+    with pytest.raises(BackplaneUnavailable, match="4 workers serve") as caught:
+        LocalBackplane().start("chat", Heard())
+    assert not isinstance(caught.value, NotNeeded)
+
+
+def test_one_that_starts_while_the_last_one_closes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a mesh that lives on, instead of one that ends under it."""
+    first, second = LocalBackplane(["8000"]), LocalBackplane(["8000"])
+    first.start("chat", Heard())
+    start = Mesh.start
+
+    def start_late(*args: Any, **options: Any) -> bool:
+        first.close(1)
+        return start(*args, **options)
+
+    monkeypatch.setattr(Mesh, "start", start_late)
+    second.start("news", Heard())
+    assert second.health().healthy
+    second.close(1)
+    assert files(place) == []

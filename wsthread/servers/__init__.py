@@ -47,6 +47,11 @@ def room() -> tuple[str, ...] | None:
     return next((room for room in (server.room() for server in SERVERS) if room is not None), None)
 
 
+def processes() -> int:
+    """Return how many processes serve the application, as far as the server tells. Any thread may call it."""
+    return max(server.processes() for server in SERVERS)
+
+
 def is_stopping() -> bool:
     """Tell whether the server that runs this process is stopping, as far as it lets us know. Any thread may call it."""
     return any(server.is_stopping() for server in SERVERS)

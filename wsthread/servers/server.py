@@ -61,6 +61,13 @@ class Server:
         """
         return None
 
+    def processes(self) -> int:
+        """Return how many processes serve the application, as far as this server tells; 1 when it does not.
+
+        It matters only where :meth:`room` is None. Any thread may call it.
+        """
+        return 1
+
     def is_stopping(self) -> bool:
         """Tell whether this server runs the process and has begun to stop it. Any thread may call it, and often."""
         return False
