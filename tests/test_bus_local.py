@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 from servers import wait_until
 
 from wsthread import BackplaneFull, servers
-from wsthread.bus import local
+from wsthread.bus import local, mesh
 from wsthread.bus.backplane import BackplaneUnavailable, Entry, Gap, NotNeeded
 from wsthread.bus.local import LocalBackplane
 from wsthread.bus.parcels import Kind, pack
@@ -302,6 +303,7 @@ def test_an_entry_that_is_too_large(place: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("garbage", [
     b"GET / HTTP/1.1\r\n\r\n", pack(Kind.HELLO, {}), pack(Kind.HELLO, {"id": 5, "names": {}}),
+    pack(Kind.HELLO, {"id": "1-a", "names": []}),
     pack(Kind.HELLO, {"id": "1-a", "names": {"chat": ["p"]}}), pack(Kind.ENTRY, {"publisher": "p"}),
     pack(Kind.GAP, {"publisher": "p", "missing": "x", "name": "chat"}), pack(Kind.NAME, {"name": ["chat"]})])
 def test_garbage_ends_its_connection_only(start: Start, place: Path, garbage: bytes) -> None:
@@ -357,6 +359,76 @@ def test_it_survives_errors_of_its_own(
     wait_until(lambda: len(heard.entries) == 2)
     assert "error in the thread of the local backplane" in caplog.text
     backplane.close(1)
+
+
+def no_more_descriptors(*args: object) -> None:
+    raise OSError(errno.EMFILE, "too many open files")
+
+
+@pytest.mark.parametrize("broken", [
+    "socket.socketpair", "selectors.DefaultSelector", "wsthread.bus.mesh.listen"])
+def test_without_a_descriptor_there_is_none(place: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(broken, no_more_descriptors)
+    with pytest.raises(OSError):
+        LocalBackplane(["8000"]).start("chat", Heard())
+    assert files(place) == [] and len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_that_could_not_be_reached_is_tried_again(
+    start: Start, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:
+    process, heard, backplane = start(), Heard(), LocalBackplane(["8000"])
+    with monkeypatch.context() as context:
+        context.setattr(mesh, "connect", no_more_descriptors)
+        backplane.start("chat", heard)
+        assert backplane.health().peers == 0
+    wait_until(lambda: backplane.health().peers == 1)
+    backplane.publish("x", {"at": time.time()})
+    wait_until(lambda: received(process) == 1)
+    assert caplog.text.count("no connection yet") == 1
+    backplane.close(1)
+
+
+def test_a_process_that_could_not_be_accepted_is_accepted_later(
+    start: Start, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Full:
+        def __getattr__(self, name: str) -> Any:
+            return no_more_descriptors if name == "accept" else getattr(sock, name)
+
+    heard, backplane = Heard(), LocalBackplane(["8000"])
+    backplane.start("chat", heard)
+    own = next(iter(local._meshes.values()))
+    sock = own._socket
+    tries: list[object] = []
+
+    def accept() -> None:
+        tries.append(0)
+        mesh.Mesh._accept(own)
+
+    monkeypatch.setattr(own, "_accept", accept)
+    own._selector.modify(sock, 1, own._accept)
+    with monkeypatch.context() as context:
+        context.setattr(own, "_socket", Full())
+        process = start()
+    process.ask("publish 1 1")
+    wait_until(lambda: len(heard.entries) == 1)
+    assert len(tries) < 10 and caplog.text.count("takes no connection at the moment") == 1
+    backplane.close(1)
+
+
+def test_the_end_is_seen_though_a_child_has_copies(start: Start, place: Path) -> None:
+    """Of a fork that Python does not know of, as a library in C may do."""
+    process, backplane = start(), LocalBackplane(["8000"])
+    backplane.start("chat", Heard())
+    own = next(iter(local._meshes.values()))
+    wait_until(lambda: process.stats()["health"]["peers"] == 1)
+    copies = [os.dup(sock.fileno()) for sock in own._sockets()]
+    backplane.close(1)
+    wait_until(lambda: process.stats()["health"]["peers"] == 0)
+    for copy in copies:
+        os.close(copy)
 
 
 def test_without_a_thread_there_is_none(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -136,3 +137,18 @@ def test_time_to_stop(set_handlers: SetHandlers, graceful_timeout: Any, timeout:
 def test_time_to_stop_that_is_not_told(set_handlers: SetHandlers, cfg: dict[str, object]) -> None:
     set_handlers(Worker(alive=True, **cfg).handle)
     assert Gunicorn().time_to_stop() == math.inf
+
+
+def test_the_room_of_a_socket_that_is_in_the_working_directory(
+    set_handlers: SetHandlers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two applications may call theirs alike, each in its own directory."""
+    rooms = []
+    for name in ("one", "another"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("gunicorn.sock")
+            set_handlers(Worker(alive=True, sockets=[listener]).handle)
+            rooms.append(Gunicorn().room())
+    assert None not in rooms and rooms[0] != rooms[1]

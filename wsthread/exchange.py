@@ -8,7 +8,7 @@ Nothing starts before the first connection of a process, or the first thing that
 made before the server forks its workers. Where there cannot be a backplane, the manager stays *alone*, and says so.
 
 Callbacks of the application run in a thread of their own, one after another (:mod:`wsthread.errands`): a slow one
-delays other callbacks, and no message.
+delays other callbacks, and neither messages nor what other processes are told of our members.
 
 Any thread may call what does not say otherwise.
 """
@@ -85,7 +85,8 @@ class Exchange:
         self._has_told = False  # Whether there were any.
         self._owes_presence = False  # Whether others may have missed some.
         self._signed_at = clock.now()  # The housekeeper's.
-        self._errands = Errands(f"wsthread-errands-{self._name}")
+        self._errands = Errands(f"wsthread-errands-{self._name}")  # Our own, which no callback delays.
+        self._calls = Errands(f"wsthread-callbacks-{self._name}")
 
     # The beginning and the end
 
@@ -107,6 +108,7 @@ class Exchange:
         try:
             self._claim_name()
             backplane.start(self._name, self)
+            self._enter(backplane)
         except (BackplaneUnavailable, OSError, RuntimeError) as error:  # The latter when there are no more threads.
             self._leave_name()
             if isinstance(error, NotNeeded):
@@ -115,8 +117,15 @@ class Exchange:
                 logging.WARNING, "%s: broadcasts reach the clients of this process only, and no other workers: %s",
                 self, error)
             return None
-        lifecycle.enter(self.hub, self._options.shortest_deadline() / 4)
         return backplane
+
+    def _enter(self, backplane: Backplane) -> None:
+        """Let the end of the process be the backplane's too."""
+        try:
+            lifecycle.enter(self.hub, self._options.shortest_deadline() / 4)
+        except BaseException:
+            backplane.close(0)
+            raise
 
     def _claim_name(self) -> None:
         """Let no two managers of one process answer to a name.
@@ -232,7 +241,7 @@ class Exchange:
                 self._callbacks[name](*args)
             except BaseException as error:
                 tell_aside(logging.ERROR, "%s: error in %s", self, name, error=error)
-        if not self._errands.add(call):
+        if not self._calls.add(call):
             tell_aside(logging.ERROR, "%s: %s was not called, for those before take too long", self, name)
 
     # Presence
@@ -275,11 +284,14 @@ class Exchange:
     def check(self, now: float) -> None:
         """Give a sign of life, and forget those who gave none; the housekeeper calls it."""
         line = self._line
+        if self._changes:  # Perhaps no thread was to be had.
+            self._errands.add(lambda: self._tell_changes(self._line))
         if line is None:
             return
         if self._owes_presence:
             self._owes_presence = False
-            self._errands.add(self._tell_anew)
+            if not self._errands.add(self._tell_anew):
+                self._owes_presence = True
         if line.knows_ends or now < self._signed_at + _SIGN_OF_LIFE:
             return
         self._signed_at = now

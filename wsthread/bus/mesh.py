@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,19 +137,25 @@ class Mesh:
         self._to_try: set[Path] = set()
         self._commands: deque[Callable[[], None]] = deque()
         self._is_stopped = False
-        self._socket, self._path = listen(directory)
-        self._selector = selectors.DefaultSelector()
+        self._retry_at = 0.0
+        self._listens = True
+        self._has_told_refusal = False
+        self._refused: set[Path] = set()  # Those of which the operator knows.
         self._wake_read, self._wake_write = socket.socketpair()
-        for one in (self._wake_read, self._wake_write):
-            one.setblocking(False)
-        self._watch(self._socket, self._accept)
-        self._watch(self._wake_read, self._empty_wake)
-        self._thread = threading.Thread(target=self._run, name="wsthread-bus", daemon=True)
-        try:
+        with ExitStack() as undo:  # There may be no descriptor or no thread left.
+            for one in (self._wake_read, self._wake_write):
+                undo.callback(one.close)
+                one.setblocking(False)
+            self._selector = selectors.DefaultSelector()
+            undo.callback(self._selector.close)
+            self._socket, self._path = listen(directory)
+            undo.callback(self._path.unlink, missing_ok=True)
+            undo.callback(self._socket.close)
+            self._watch(self._socket, self._accept)
+            self._watch(self._wake_read, self._empty_wake)
+            self._thread = threading.Thread(target=self._run, name="wsthread-bus", daemon=True)
             self._thread.start()
-        except BaseException:
-            self._end()
-            raise
+            undo.pop_all()
 
     # Any thread
 
@@ -168,12 +175,13 @@ class Mesh:
         """Give an entry to all others; return its number."""
         is_left = False
         with taking(self._lock):
-            line.number += 1
-            number = line.number
+            number = line.number + 1
             if self._peers:
                 data = pack(Kind.ENTRY, {
                     "name": name, "publisher": line.publisher, "number": number, "kind": kind, "header": header,
                 }, payload)
+            line.number = number  # Not before: there may be no memory for the parcel.
+            if self._peers:
                 for peer in self._peers.values():
                     is_left |= peer.put(data, name, line.publisher)
         if is_left:
@@ -243,17 +251,31 @@ class Mesh:
     def _run(self) -> None:
         while not self._is_stopped:
             try:
-                for key, _ in self._selector.select(_RETRY if self._to_try else None):
+                for key, _ in self._selector.select(_RETRY if self._has_to_retry() else None):
                     self._survive(key.data)
                 while self._commands:
                     self._survive(self._commands.popleft())
-                for path in list(self._to_try):
-                    self._to_try.discard(path)
-                    self._survive(lambda: self._open(path))
+                self._try_again()
                 self._watch_peers()
             except Exception as error:  # Such as a MemoryError.
                 self._tell(error)
         self._end()
+
+    def _has_to_retry(self) -> bool:
+        return bool(self._to_try) or not self._listens
+
+    def _try_again(self) -> None:
+        """Open and take the connections for which there was no room; once a second, however much comes meanwhile."""
+        now = time.monotonic()
+        if not self._has_to_retry() or now < self._retry_at:
+            return
+        self._retry_at = now + _RETRY
+        if not self._listens:
+            self._watch(self._socket, self._accept)
+            self._listens = True
+        to_try, self._to_try = self._to_try, set()
+        for path in to_try:
+            self._survive(lambda: self._open(path))
 
     def _survive(self, do: Callable[[], None]) -> None:
         try:
@@ -301,7 +323,7 @@ class Mesh:
                 del self._peers[peer.path.name]
         self._selector.unregister(peer.socket)
         peer.socket.close()
-        self._to_try.add(peer.path)
+        self._open(peer.path)
 
     def _empty_wake(self) -> None:
         self._wake_read.recv(_READ)
@@ -338,9 +360,16 @@ class Mesh:
         except BlockingIOError:  # It is stopped, and takes no more connections.
             self._to_try.add(path)
             return
-        except OSError as error:
+        except PermissionError as error:
             tell_aside(logging.WARNING, "no connection to the process %s: %s", path.name, error)
             return
+        except OSError as error:  # Such as too many open files: for now.
+            self._to_try.add(path)
+            if path not in self._refused:
+                self._refused.add(path)
+                tell_aside(logging.WARNING, "no connection yet to the process %s: %s", path.name, error)
+            return
+        self._refused.discard(path)
         if sock is None:
             return
         peer = _Peer(path, sock)
@@ -355,6 +384,14 @@ class Mesh:
             sock, _ = self._socket.accept()
         except BlockingIOError:
             return
+        except OSError as error:  # Such as too many open files. It would come again at once.
+            self._selector.unregister(self._socket)
+            self._listens = False
+            if not self._has_told_refusal:
+                self._has_told_refusal = True
+                tell_aside(logging.WARNING, "the local backplane takes no connection at the moment: %s", error)
+            return
+        self._has_told_refusal = False
         try:
             sock.setblocking(False)
             check_user(sock)
@@ -378,7 +415,7 @@ class Mesh:
         try:
             for parcel in inflow.unpacker.feed(data):
                 self._take(inflow, parcel)
-        except (Unreadable, KeyError, TypeError, ValueError) as error:
+        except (Unreadable, AttributeError, KeyError, TypeError, ValueError) as error:
             tell_aside(logging.WARNING, "cannot read what the process %r sends: %s", inflow.id, error)
             self._end_inflow(inflow)
 
@@ -452,5 +489,9 @@ class Mesh:
     def _end(self) -> None:
         self._path.unlink(missing_ok=True)
         for sock in self._sockets():
+            try:
+                sock.shutdown(socket.SHUT_RDWR)  # A child of a fork that Python does not know of may have copies.
+            except OSError:  # The other side was faster.
+                pass
             sock.close()
         self._selector.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
 from typing import Any
 
@@ -50,7 +51,7 @@ class Gunicorn(Server):
         sockets = getattr(_worker(), "sockets", None)
         if not isinstance(sockets, list):
             return None
-        return tuple(sorted(str(one.getsockname()) for one in sockets))
+        return tuple(sorted(_address(one) for one in sockets))
 
     def is_stopping(self) -> bool:
         """Ask the worker whether it is alive."""
@@ -67,6 +68,12 @@ class Gunicorn(Server):
         return min(
             (max(limit - _MARGIN, limit / 4) for limit in limits if isinstance(limit, (int, float)) and limit),
             default=math.inf)
+
+
+def _address(sock: Any) -> str:
+    address = sock.getsockname()
+    # Many an application listens on a path such as gunicorn.sock, each in a directory of its own.
+    return os.path.abspath(address) if isinstance(address, str) else str(address)
 
 
 def _worker() -> object:
