@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from servers import wait_until
 
-from wsthread import BackplaneFull, Connection, ListenableManager, Manager, Upgrader, exchange, lifecycle, servers, testing
+from wsthread import (
+    BackplaneFull, Connection, ListenableManager, Manager, Upgrader, exchange, lifecycle, servers, testing,
+)
 from wsthread.bus.backplane import Backplane, BackplaneUnavailable, Entry, Gap, Health, Listener, NotNeeded
 from wsthread.errands import Errands
 from wsthread.manager import hub_of
