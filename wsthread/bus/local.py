@@ -7,6 +7,7 @@ the last one. Where nobody else serves the application, there is none.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ class LocalBackplane(Backplane):
     def __init__(self, room: Sequence[str] | None = None) -> None:
         super().__init__()
         self._room = room
+        self._process = os.getpid()  # The one that the publisher's id belongs to.
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -56,6 +58,8 @@ class LocalBackplane(Backplane):
         room = servers.room() if self._room is None else self._room
         if room is None:
             raise NotNeeded("nobody else serves the application")
+        if self._process != os.getpid():  # It was made before the fork, as with gunicorn --preload.
+            self._process, self.publisher = os.getpid(), new_publisher()
         self.listener = listener
         self._name = name
         self._since = time.time()
@@ -113,5 +117,5 @@ class LocalBackplane(Backplane):
         if self._mesh is not None and _meshes.get(self._directory) is self._mesh:
             del _meshes[self._directory]
             self._mesh.close_after_fork()
-        self.publisher = new_publisher()
+        self._process, self.publisher = os.getpid(), new_publisher()
         self._begin_anew()
