@@ -429,14 +429,19 @@ def test_a_process_that_could_not_be_accepted_is_accepted_later(
     own = next(iter(local._meshes.values()))
     sock = own._socket
     tries: list[object] = []
-    monkeypatch.setattr(own, "_accept", lambda: (tries.append(0), type(own)._accept(own)))
+
+    def accept() -> None:
+        tries.append(0)
+        mesh.Mesh._accept(own)
+
+    monkeypatch.setattr(own, "_accept", accept)
     own._selector.modify(sock, 1, own._accept)
     with monkeypatch.context() as context:
         context.setattr(own, "_socket", Full())
         process = start()
     process.ask("publish 1 1")
     wait_until(lambda: len(heard.entries) == 1)
-    assert len(tries) <= 3 and caplog.text.count("takes no connection at the moment") == 1
+    assert len(tries) < 10 and caplog.text.count("takes no connection at the moment") == 1
     backplane.close(1)
 
 

@@ -319,7 +319,8 @@ class Exchange:
             return
         if self._owes_presence:
             self._owes_presence = False
-            self._errands.add(self._tell_anew)
+            if not self._errands.add(self._tell_anew):
+                self._owes_presence = True
         if line.knows_ends or now < self._signed_at + _SIGN_OF_LIFE:
             return
         self._signed_at = now
