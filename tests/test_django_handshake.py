@@ -105,6 +105,7 @@ def test_what_only_shows_when_the_socket_is_taken_is_an_ordinary_answer(site: li
         refused = refusal(client, "/ws")
         assert (refused.status_code, refused.text) == (503, "No more connections: max_connections is 1.\n")
         assert (refused.headers["Retry-After"], refused.headers["Content-Type"]) == ("5", "text/plain; charset=utf-8")
+        assert refused.headers["Wsthread-Refused"] == "1"
         assert refused.headers["X-Content-Type-Options"] == "nosniff"
     connect(client, "/ws").close()
 
@@ -154,6 +155,7 @@ def test_redirects(
         assert (refused.status_code, "Location" in refused.headers) == (status, False)
         assert words in refused.text
         assert refused.text == "" or refused.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert ("Wsthread-Refused" in refused.headers) == (refused.text != "")
 
 
 def test_redirect_for_a_slash(site: list[Any], client: Client, caplog: pytest.LogCaptureFixture) -> None:

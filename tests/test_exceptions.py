@@ -109,7 +109,9 @@ def test_handshake_error_answers(
 ) -> None:
     """An instance is a valid WSGI application (PEP 3333), any number of times."""
     error = HandshakeError(status, reason, headers)
-    expected = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), *headers]
+    expected = [
+        ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), ("Wsthread-Refused", "1"),
+        *headers]
     for _ in range(2):
         assert answer(error) == (line, expected, body)
 

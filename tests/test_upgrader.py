@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import socket
+import ssl
 import threading
 import wsgiref.simple_server
 from collections.abc import Iterator
@@ -46,6 +47,13 @@ def test_http2_is_refused() -> None:
             theirs.recv(1)
         ours.sendall(b"other streams go on")
         assert theirs.recv(99) == b"other streams go on"
+
+
+def test_http2_over_tls_is_refused_as_http2() -> None:
+    """Not as TLS, with an advice that would not help."""
+    with ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(socket.socket(), server_hostname="a") as secure:
+        status, body = call(handshake_environ(**{"SERVER_PROTOCOL": "HTTP/2", "gunicorn.socket": secure}))
+    assert status.startswith("400 ") and "HTTP/2" in body and "TLS" not in body
 
 
 def test_a_server_without_a_socket(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,9 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
+REFUSED_HEADER = ("Wsthread-Refused", "1")
+"""A header that each refusal has, by which it can be told from the answer of a proxy or of the application."""
+
 
 class WebSocketError(Exception):
     """Base of all errors of this package."""
@@ -51,7 +54,7 @@ class HandshakeError(WebSocketError):
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer as a WSGI application (PEP 3333)."""
         body = f"{self.reason}\n".encode()
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), REFUSED_HEADER]
         start_response(f"{self.status.value} {self.status.phrase}", headers + self.headers)
         return [body]
 
