@@ -18,7 +18,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
      "callbacks", "wire", "servers.server", "bus"),
     ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
-     "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused"),
+     "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused", "servers.wsgiref"),
     ("wire.messages", "wire.handshake", "servers"),
     ("wire.client_handshake", "options"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),

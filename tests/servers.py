@@ -29,7 +29,9 @@ from werkzeug.wrappers import Response
 from wsthread import Manager, Upgrader
 
 TESTS = Path(__file__).parent
-READY = re.compile(r"(?:Listening at|Running on):? (?:https?://127\.0\.0\.1:(\d+)|unix:)")
+READY = re.compile(
+    r"(?:Listening (?:at|on)|Running on|Serving on|Starting development server at):? "
+    r"(?:https?://127\.0\.0\.1:(\d+)|unix:)")
 TRACES = re.compile(r"Traceback|\[(?:ERROR|CRITICAL)\]|\b(?:ERROR|CRITICAL)\b|Error on request")
 #: The servers that the tests run against: name and what they are started with.
 SERVERS = {
@@ -39,6 +41,12 @@ SERVERS = {
     "werkzeug-single": ["flask", "run", "--port", "0", "--without-threads"],
     # Werkzeug's server for what is no Flask application, which flask run does not take.
     "run_simple": ["apps.run_simple"],
+    "wsgiref": ["apps.serve", "wsgiref"],
+    "wsgiref-threads": ["apps.serve", "wsgiref-threads"],
+    "bottle": ["apps.serve", "bottle"],
+    "runserver": ["apps.serve", "runserver", "--noreload"],
+    "runserver-single": ["apps.serve", "runserver", "--noreload", "--nothreading"],
+    "runserver-reload": ["apps.serve", "runserver"],
 }
 
 
@@ -49,12 +57,14 @@ class Server:
         kind: a key of :data:`SERVERS`.
         port: where it listens, on 127.0.0.1; 0 when it listens on a Unix socket.
         process: its main process.
+        takes_upgrade: whether it lets applications send the header Upgrade, against PEP 3333.
     """
 
     def __init__(
         self, kind: str, app: str, *options: str, env: dict[str, str] | None = None, bind: str = "127.0.0.1:0",
     ) -> None:
         self.kind = kind
+        self.takes_upgrade = kind.partition("-")[0] not in ("wsgiref", "bottle", "runserver", "waitress")
         self._has_master = SERVERS[kind][0] == "gunicorn"
         self._directory = tempfile.TemporaryDirectory(prefix="wsthread-test-")
         self._log = Path(self._directory.name, "log")
@@ -78,9 +88,18 @@ class Server:
             self.port = int(self.wait_log(READY).group(1) or 0)
             if self._has_master:
                 self.wait_log(re.compile("Booting worker"))
+            if command[2] == "apps.serve":  # Some of them say so before they do it.
+                wait_until(self._listens)
         except BaseException:
             self.stop()
             raise
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 5).close()
+        except ConnectionRefusedError:
+            return False
+        return True
 
     def stats(self) -> dict[str, Any]:
         """Return what /stats of apps.echo tells."""

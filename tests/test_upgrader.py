@@ -7,13 +7,11 @@ import io
 import logging
 import socket
 import ssl
-import threading
-import wsgiref.simple_server
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from clients import RawClient, handshake, random_key
+from clients import random_key
 from peer import TIMEOUT, Recorder
 from servers import wait_until
 from werkzeug.datastructures import Headers
@@ -65,24 +63,17 @@ def test_a_server_without_a_socket(caplog: pytest.LogCaptureFixture) -> None:
         assert "waitress shows no socket" in told and "--worker-class gthread" in told
 
 
-class QuietHandler(wsgiref.simple_server.WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def test_wsgiref(caplog: pytest.LogCaptureFixture) -> None:
-    """A real server that shows no socket."""
-    httpd = wsgiref.simple_server.make_server(
-        "127.0.0.1", 0, Upgrader(ListenableManager()), handler_class=QuietHandler)
-    with httpd:
-        thread = threading.Thread(target=httpd.handle_request)
-        thread.start()
-        with RawClient(httpd.server_port) as client:
-            client.send(handshake("/", httpd.server_port))
-            head = client.recv_head()
-        thread.join(10)
-    assert head.split(b"\r\n")[0].startswith(b"HTTP/1.0 501 ")
-    assert "--worker-class gthread" in caplog.text
+@pytest.mark.parametrize(("changes", "upgrade"), [
+    ({"wsgi.input": io.BytesIO()}, "websocket"), ({"gunicorn.socket": 7}, "websocket"), ({}, None)])
+def test_the_header_upgrade_of_a_426(changes: dict[str, Any], upgrade: str | None) -> None:
+    """RFC 9110 demands it, and PEP 3333 forbids it; some servers answer with a 500 then."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as file:
+        environ = {**handshake_environ(), "wsgi.input": file, **changes}
+        environ["HTTP_UPGRADE"] = "h2c"
+        del environ["HTTP_SEC_WEBSOCKET_KEY"]
+        response = Upgrader(ListenableManager()).upgrade(environ)
+    assert (response.status_code, response.headers.get("Upgrade")) == (426, upgrade)
 
 
 # With a socket

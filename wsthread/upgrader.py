@@ -132,7 +132,10 @@ class Upgrader:
     def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
         hub_of(self._manager).counters.refuse(f"{error.status.value} {error.status.phrase}")
         tell_refusal(environ, error)
-        return Response.from_app(error, environ)
+        response = Response.from_app(error, environ)
+        if not servers.takes_upgrade(environ):
+            response.headers.pop("Upgrade", None)
+        return response
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None]:
         environ, options = request.environ, self._options

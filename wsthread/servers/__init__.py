@@ -10,14 +10,16 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from ..exceptions import DetachError
 from .gunicorn import Gunicorn
 from .in_process import InProcess
 from .refused import check_socket, no_socket
 from .server import Server
 from .werkzeug import Werkzeug
+from .wsgiref import Wsgiref
 
 #: Asked in this order.
-SERVERS: tuple[Server, ...] = (Gunicorn(), Werkzeug(), InProcess())
+SERVERS: tuple[Server, ...] = (Gunicorn(), Werkzeug(), InProcess(), Wsgiref())
 #: How the names begin that servers add to the environ for themselves.
 OWN_KEYS = tuple(key for server in SERVERS for key in server.own_keys)
 
@@ -35,6 +37,14 @@ def find(environ: dict[str, Any]) -> tuple[Server, socket.socket]:
         if shown is not None:
             return server, check_socket(shown)
     raise no_socket(environ)
+
+
+def takes_upgrade(environ: dict[str, Any]) -> bool:
+    """Tell whether the response to a request may have the header Upgrade. Call it in the thread that serves it."""
+    try:
+        return next((server.takes_upgrade for server in SERVERS if server.find_socket(environ) is not None), True)
+    except DetachError:  # There is no socket, so there is no 426 either.
+        return True
 
 
 def room() -> tuple[str, ...] | None:
