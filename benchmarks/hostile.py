@@ -95,7 +95,7 @@ class Server:
 
     def get(self, path: str) -> str:
         """Return the body of a GET."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()

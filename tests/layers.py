@@ -16,13 +16,14 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "callbacks", "wire", "servers.server", "bus"),
+     "callbacks", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
     ("stats", "registry", "errands", "bus.backplane", "wire.frames", "wire.deflate", "wire.origins", "transport",
-     "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.in_process", "servers.refused", "servers.wsgiref"),
-    ("wire.messages", "wire.handshake", "servers"),
-    ("wire.client_handshake", "options"),
-    ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle"),
-    ("ending", "client", "entries", "bus.local"),
+     "housekeeper", "servers.gunicorn", "servers.werkzeug", "servers.uwsgi", "servers.waitress", "servers.wsgiref",
+     "servers.cheroot", "servers.in_process", "servers.refused"),
+    ("wire.messages", "wire.handshake", "servers", "bus.directory"),
+    ("wire.client_handshake", "options", "bus.mesh"),
+    ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
+    ("ending", "client", "entries"),
     ("writing", "presence"),
     ("sending",),
     ("control_frames",),
@@ -43,7 +44,7 @@ FLOORS: list[tuple[str, ...]] = [
 PURE = [
     "exceptions", "wire", "wire.frames", "wire.deflate", "wire.messages", "wire.protocol", "wire.handshake",
     "wire.origins", "wire.client_handshake", "client_address", "outbox", "options", "deadlines", "ending", "overflow",
-    "inbox", "entries", "bus.backplane",
+    "inbox", "entries", "bus.backplane", "bus.parcels",
 ]
 #: Modules without a file of tests that is named after them, and why.
 WITHOUT_NAMESAKE = {

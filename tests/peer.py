@@ -38,7 +38,7 @@ class Peer:
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         sock.settimeout(TIMEOUT)
-        self._buffer = b""
+        self._buffer = bytearray()
 
     def send(self, opcode: int, payload: bytes = b"", **fields: Any) -> None:
         """Send one masked frame."""
@@ -80,7 +80,8 @@ class Peer:
             if not data:
                 raise EOFError(f"the server closed, {len(self._buffer)} bytes are left")
             self._buffer += data
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        taken = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
         return taken
 
 

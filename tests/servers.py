@@ -29,10 +29,12 @@ from werkzeug.wrappers import Response
 from wsthread import Manager, Upgrader
 
 TESTS = Path(__file__).parent
-READY = re.compile(
-    r"(?:Listening (?:at|on)|Running on|Serving on|Starting development server at):? "
-    r"(?:https?://127\.0\.0\.1:(\d+)|unix:)")
+READY = re.compile(r"(?:Listening at|Running on|Serving on):? (?:https?://127\.0\.0\.1:(\d+)|unix:)")
 TRACES = re.compile(r"Traceback|\[(?:ERROR|CRITICAL)\]|\b(?:ERROR|CRITICAL)\b|Error on request")
+# Its SIGTERM means a reload otherwise.
+UWSGI = [
+    "--master", "--processes", "1", "--threads", "2", "--enable-threads", "--need-app", "--die-on-term", "--module"]
+SPAWNED = re.compile(r"(?:Booting worker with pid: |spawned uWSGI worker \d+ \(pid: )(\d+)")
 #: The servers that the tests run against: name and what they are started with.
 SERVERS = {
     "gthread": ["gunicorn", "--worker-class", "gthread", "--threads", "2", "--access-logfile", "-"],
@@ -41,12 +43,19 @@ SERVERS = {
     "werkzeug-single": ["flask", "run", "--port", "0", "--without-threads"],
     # Werkzeug's server for what is no Flask application, which flask run does not take.
     "run_simple": ["apps.run_simple"],
-    "wsgiref": ["apps.serve", "wsgiref"],
-    "wsgiref-threads": ["apps.serve", "wsgiref-threads"],
-    "bottle": ["apps.serve", "bottle"],
-    "runserver": ["apps.serve", "runserver", "--noreload"],
-    "runserver-single": ["apps.serve", "runserver", "--noreload", "--nothreading"],
-    "runserver-reload": ["apps.serve", "runserver"],
+    "wsgiref": ["apps.run_wsgiref"],
+    "waitress": ["waitress", "--listen", "127.0.0.1:0"],
+    # These do not tell which port they have chosen, so one is chosen for them.
+    "runserver": ["django", "runserver", "--settings", "apps.runserver_settings", "--noreload", "127.0.0.1:{port}"],
+    "runserver-single": [
+        "django", "runserver", "--settings", "apps.runserver_settings", "--noreload", "--nothreading",
+        "127.0.0.1:{port}"],
+    "runserver-reload": ["django", "runserver", "--settings", "apps.runserver_settings", "127.0.0.1:{port}"],
+    "bottle": ["apps.run_bottle", "{port}"],
+    "cheroot": ["cheroot", "--bind", "127.0.0.1:{port}"],
+    "uwsgi": ["uwsgi", "--http-socket", "127.0.0.1:{port}", *UWSGI],
+    "uwsgi-router": ["uwsgi", "--http", "127.0.0.1:{port}", "--http-websockets", *UWSGI],
+    "uwsgi-socket": ["uwsgi", "--socket", "127.0.0.1:{port}", *UWSGI],
 }
 
 
@@ -57,25 +66,37 @@ class Server:
         kind: a key of :data:`SERVERS`.
         port: where it listens, on 127.0.0.1; 0 when it listens on a Unix socket.
         process: its main process.
-        takes_upgrade: whether it lets applications send the header Upgrade, against PEP 3333.
+        takes_upgrade: whether it lets applications send the header Upgrade.
+        has_access_log: whether it writes one.
+        ends_with_notice: whether it always says in the response that it is going to close the connection.
     """
 
     def __init__(
         self, kind: str, app: str, *options: str, env: dict[str, str] | None = None, bind: str = "127.0.0.1:0",
     ) -> None:
         self.kind = kind
+        # wsgiref and waitress hold applications to PEP 3333, which forbids it.
         self.takes_upgrade = kind.partition("-")[0] not in ("wsgiref", "bottle", "runserver", "waitress")
+        self.has_access_log = kind not in ("waitress", "cheroot")
+        self.ends_with_notice = kind not in ("runserver", "cheroot")
         self._has_master = SERVERS[kind][0] == "gunicorn"
         self._directory = tempfile.TemporaryDirectory(prefix="wsthread-test-")
         self._log = Path(self._directory.name, "log")
         self._ended: str | None = None  # The log, once the server and its directory are gone.
-        command = [sys.executable, "-m", *SERVERS[kind], *options]
+        port = free_port() if any("{port}" in part for part in SERVERS[kind]) else 0
+        parts = [part.format(port=port) for part in SERVERS[kind]]
+        if parts[0] == "uwsgi":
+            command = [str(Path(sys.executable).with_name("uwsgi")), *options, *parts[1:]]
+        else:
+            command = [sys.executable, "-m", *parts, *options]
         # gunicorn 25 and later put a control socket into XDG_RUNTIME_DIR, the same one for all that run at a time.
         environment = {
             **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(TESTS), "XDG_RUNTIME_DIR": self._directory.name,
             **(env or {})}
-        if command[2] == "flask":
+        if parts[0] == "flask":
             environment["FLASK_APP"] = app
+        elif parts[0] == "django":
+            environment["WSGI_APPLICATION"] = app.replace(":", ".")
         elif self._has_master:
             command += ["--bind", bind, app]
         else:
@@ -85,21 +106,23 @@ class Server:
                 command, cwd=TESTS, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True)
         try:
-            self.port = int(self.wait_log(READY).group(1) or 0)
+            self.port = port or int(self.wait_log(READY).group(1) or 0)
+            if port:
+                wait_until(self.listens, 20)
             if self._has_master:
                 self.wait_log(re.compile("Booting worker"))
-            if command[2] == "apps.serve":  # Some of them say so before they do it.
-                wait_until(self._listens)
         except BaseException:
             self.stop()
             raise
 
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 5).close()
-        except ConnectionRefusedError:
+    def listens(self) -> bool:
+        """Tell whether it can be connected to."""
+        assert self.process.poll() is None, self.log()
+        if self.kind.startswith("uwsgi") and not SPAWNED.search(self.log()):
             return False
-        return True
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
+            return True
+        return False
 
     def stats(self) -> dict[str, Any]:
         """Return what /stats of apps.echo tells."""
@@ -142,8 +165,8 @@ class Server:
         return len(re.findall(line, self.log()))
 
     def worker(self) -> int:
-        """Return the process id of the process that serves: gunicorn's newest worker, else the server itself."""
-        booted = re.findall(r"Booting worker with pid: (\d+)", self.log())
+        """Return the process id of the process that serves: the newest worker, else the server itself."""
+        booted = SPAWNED.findall(self.log())
         return int(booted[-1]) if booted else self.process.pid
 
     def threads(self) -> int:
@@ -220,6 +243,13 @@ def serve_here(manager: Manager, *, send_buffer: int | None = None, **options: A
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:

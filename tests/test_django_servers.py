@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
+from django.core.servers.basehttp import ThreadedWSGIServer, WSGIRequestHandler
+from django.core.wsgi import get_wsgi_application
+from django.urls import path
 from django_site import site, tables
 from servers import Server, serve, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from wsthread import Connection, ListenableManager, Opcode
+from wsthread.django import request_of, websocket
+
 __all__ = ["site", "tables"]
 
 
-@pytest.fixture(params=["gthread", "sync", "run_simple", "runserver"])
+@pytest.fixture(params=["gthread", "sync", "run_simple"])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     with serve(request.param, "apps.django_app:application") as server:
         yield server
@@ -77,3 +85,43 @@ def test_the_server_stops(server: Server) -> None:
         with pytest.raises(ConnectionClosed) as closed:
             one.recv(timeout=10)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
+
+
+@contextmanager
+def runserver(application: Any) -> Iterator[str]:
+    """Serve an application with what ``manage.py runserver`` is made of; yield its URL."""
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadedWSGIServer(("127.0.0.1", 0), Quiet) as server:
+        server.set_app(application)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"ws://127.0.0.1:{server.server_address[1]}/ws"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_runserver(site: list[Any], settings_for_localhost: None) -> None:
+    manager = ListenableManager()
+
+    @manager.on_message
+    def echo(conn: Connection, opcode: Opcode, payload: str) -> None:
+        conn.send(f"{request_of(conn).path}: {payload}")
+
+    site.append(path("ws", websocket(manager)))
+    with runserver(get_wsgi_application()) as url, connect(url) as client:
+        client.send("hello")
+        assert client.recv(timeout=10) == "/ws: hello"
+
+
+@pytest.fixture
+def settings_for_localhost() -> Iterator[None]:
+    from django.test import override_settings
+
+    with override_settings(ALLOWED_HOSTS=["127.0.0.1"]):
+        yield

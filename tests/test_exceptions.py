@@ -12,8 +12,8 @@ import pytest
 import wsthread
 from wsthread import exceptions
 from wsthread.exceptions import (
-    BackplaneFull, ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload,
-    MessageTooBig, ProtocolError, RateExceeded, WebSocketError,
+    REFUSED_HEADER, BackplaneFull, ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON,
+    InvalidPayload, MessageTooBig, ProtocolError, RateExceeded, WebSocketError,
 )
 
 TREE = [
@@ -109,11 +109,23 @@ def test_handshake_error_answers(
 ) -> None:
     """An instance is a valid WSGI application (PEP 3333), any number of times."""
     error = HandshakeError(status, reason, headers)
-    expected = [
-        ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), ("Wsthread-Refused", "1"),
-        *headers]
+    expected = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    expected += [(REFUSED_HEADER, error.cause), *headers]
     for _ in range(2):
         assert answer(error) == (line, expected, body)
+
+
+@pytest.mark.parametrize(("status", "cause", "expected"), [
+    (HTTPStatus.FORBIDDEN, None, "origin"),
+    (HTTPStatus.SERVICE_UNAVAILABLE, None, "limit"),
+    (HTTPStatus.UNAUTHORIZED, None, "other"),
+    (HTTPStatus.BAD_REQUEST, "key", "key"),
+])
+def test_handshake_error_cause(status: HTTPStatus, cause: str | None, expected: str) -> None:
+    """A word for programs, in a header that no proxy adds."""
+    error = HandshakeError(status, "No.", cause=cause)
+    assert error.cause == expected
+    assert ("Wsthread-Refused", expected) in answer(error)[1]
 
 
 @pytest.mark.parametrize(("args", "text"), [

@@ -427,7 +427,7 @@ class CompressedPeer:
     def read(self) -> bytes:
         """Return the next message."""
         first = self._peer._take(1)
-        self._peer._buffer = first + self._peer._buffer
+        self._peer._buffer[:0] = first
         opcode, payload = self._peer.read()
         assert opcode == Opcode.TEXT, (opcode, payload[:100])
         if not first[0] & 0x40:

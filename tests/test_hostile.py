@@ -213,7 +213,7 @@ def test_one_byte_at_a_time(server: Server) -> None:
             try:
                 peer.socket.sendall(bytes([byte]))
                 peer.socket.settimeout(0.2)
-                peer._buffer = peer.socket.recv(4096)
+                peer._buffer += peer.socket.recv(4096)
                 break
             except TimeoutError:
                 continue

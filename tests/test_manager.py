@@ -11,7 +11,7 @@ import pytest
 from peer import TIMEOUT, Connect, Recorder, connect, sender_of
 from servers import wait_until
 
-from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager, State
+from wsthread import Connection, ListenableManager, Manager, Opcode, SimpleManager, State, thread
 
 __all__ = ["connect"]
 
@@ -160,6 +160,28 @@ def test_connections(connect: Connect) -> None:
     wait_until(lambda: seen)
     assert seen == [(1, State.CLOSED)]
     assert recorder.manager.connections == (second,)
+
+
+def test_connections_are_in_the_order_of_acceptance(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their threads begin in any order, as on a busy machine."""
+    begin, may_begin = thread._let_others_run_first, threading.Event()
+    names: list[str] = []
+
+    def begin_late() -> None:
+        names.append(threading.current_thread().name)
+        if len(names) == 1:
+            may_begin.wait(10)
+        begin()
+
+    monkeypatch.setattr(thread, "_let_others_run_first", begin_late)
+    manager = ListenableManager()
+    first, _ = connect(manager)
+    wait_until(lambda: names)
+    second, _ = connect(manager)
+    wait_until(lambda: manager.connections == (second,))
+    may_begin.set()
+    wait_until(lambda: len(manager.connections) == 2)
+    assert manager.connections == (first, second)
 
 
 def test_broadcast(connect: Connect) -> None:

@@ -64,7 +64,7 @@ CLASSES: dict[type, tuple[set[str], set[str]]] = {
         "server_max_window_bits", "threshold",
     }, set()),
     wsthread.WebSocketError: (set(), set()),
-    wsthread.HandshakeError: (set(), {"headers", "reason", "status"}),
+    wsthread.HandshakeError: (set(), {"cause", "headers", "reason", "status"}),
     wsthread.HandshakeRefused: (set(), {"body", "headers", "reason", "status"}),
     wsthread.DetachError: (set(), set()),
     wsthread.ProtocolError: ({"code"}, {"reason"}),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,19 +24,29 @@ GTHREAD = "--worker-class gthread"
 
 
 @pytest.mark.parametrize(("environ", "told"), [
-    ({}, f"This WSGI server shows no socket to its applications; serve with gunicorn {GTHREAD}, or with flask run"),
+    ({}, f"This WSGI server shows no socket to its applications; "
+     f"serve with gunicorn {GTHREAD}, or .* uWSGI, .* flask run"),
     ({"SERVER_SOFTWARE": ""}, "This WSGI server shows no socket"),
     ({"SERVER_SOFTWARE": "waitress", "gunicorn.socket": None}, f"waitress shows no socket .* gunicorn {GTHREAD}"),
-    ({"SERVER_SOFTWARE": "WSGIServer/0.2 CPython/3.11.7"}, f"WSGIServer/0.2 CPython/3.11.7 .* gunicorn {GTHREAD}$"),
-    ({"SERVER_SOFTWARE": ASGI}, f"This ASGI server shows no socket .* gunicorn {GTHREAD}$"),
+    ({"SERVER_SOFTWARE": "WSGIServer/0.2 CPython/3.11.7"},
+     f"WSGIServer/0.2 CPython/3.11.7 .* gunicorn {GTHREAD}, .* runserver$"),
+    ({"SERVER_SOFTWARE": ASGI}, f"This ASGI server shows no socket .* gunicorn {GTHREAD}, "),
     ({"gunicorn.socket": named("gevent._socket3")}, f"gevent and eventlet .* threads cannot serve; use .* {GTHREAD}"),
     ({"werkzeug.socket": named("eventlet.greenio.base")}, "gevent and eventlet workers"),
     ({"gunicorn.socket": named("gevented")}, "the server shows a socket instead of a socket"),
-    ({"gunicorn.socket": 7}, "the server shows a int instead of a socket"),
+    ({"gunicorn.socket": "7"}, "the server shows a str instead of a socket"),
 ])
 def test_no_socket(environ: dict[str, Any], told: str) -> None:
     with pytest.raises(DetachError, match=told):
         servers.find(environ)
+
+
+@pytest.mark.parametrize(("module", "name"), [("bjoern", "bjoern"), ("granian", "Granian"), ("uvicorn", "uvicorn")])
+def test_servers_without_a_name(monkeypatch: pytest.MonkeyPatch, module: str, name: str) -> None:
+    """They do not tell who they are, but the process knows."""
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    with pytest.raises(DetachError, match=f"^{name} shows no socket"):
+        servers.find({})
 
 
 def test_green_socket_that_is_a_socket() -> None:

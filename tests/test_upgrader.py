@@ -7,11 +7,13 @@ import io
 import logging
 import socket
 import ssl
+import threading
+import wsgiref.simple_server
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from clients import random_key
+from clients import RawClient, handshake, random_key
 from peer import TIMEOUT, Recorder
 from servers import wait_until
 from werkzeug.datastructures import Headers
@@ -74,6 +76,28 @@ def test_the_header_upgrade_of_a_426(changes: dict[str, Any], upgrade: str | Non
         del environ["HTTP_SEC_WEBSOCKET_KEY"]
         response = Upgrader(ListenableManager()).upgrade(environ)
     assert (response.status_code, response.headers.get("Upgrade")) == (426, upgrade)
+
+
+class QuietHandler(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_wsgiref(caplog: pytest.LogCaptureFixture) -> None:
+    """A real server whose socket is hidden by middleware that replaces the body."""
+    upgrader = Upgrader(ListenableManager())
+    httpd = wsgiref.simple_server.make_server(
+        "127.0.0.1", 0, lambda environ, start: upgrader({**environ, "wsgi.input": io.BytesIO()}, start),
+        handler_class=QuietHandler)
+    with httpd:
+        thread = threading.Thread(target=httpd.handle_request)
+        thread.start()
+        with RawClient(httpd.server_port) as client:
+            client.send(handshake("/", httpd.server_port))
+            head = client.recv_head()
+        thread.join(10)
+    assert head.split(b"\r\n")[0].startswith(b"HTTP/1.0 501 ")
+    assert "--worker-class gthread" in caplog.text
 
 
 # With a socket

@@ -47,10 +47,11 @@ class Detached:
             undo.callback(self._drain.close)
             self._drain.shutdown(socket.SHUT_WR)
             self._drain.setblocking(False)
-            self.socket = shown.dup()
+            number = shown if isinstance(shown, int) else shown.fileno()
+            self.socket = shown.dup() if isinstance(shown, socket.socket) else _copy(number)
             undo.callback(self.socket.close)
             _check_headroom(self.socket.fileno())
-            os.dup2(dummy.fileno(), shown.fileno(), inheritable=False)
+            os.dup2(dummy.fileno(), number, inheritable=False)
             self.unread = self.server.take_unread(environ)
             undo.pop_all()
 
@@ -71,6 +72,15 @@ class Detached:
             self.socket.close()
         finally:
             self.release()
+
+
+def _copy(number: int) -> socket.socket:
+    copy = os.dup(number)
+    try:
+        return socket.socket(fileno=copy)
+    except BaseException:  # It is no socket.
+        os.close(copy)
+        raise
 
 
 def _check_headroom(number: int) -> None:

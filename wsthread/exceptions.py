@@ -23,8 +23,10 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any, ClassVar
 
-REFUSED_HEADER = ("Wsthread-Refused", "1")
-"""A header that each refusal has, by which it can be told from the answer of a proxy or of the application."""
+REFUSED_HEADER = "Wsthread-Refused"
+"""The header of each refusal. Its value is the cause in a word; an answer without it came from elsewhere."""
+# What :attr:`HandshakeError.cause` is where nobody tells.
+_CAUSES = {400: "request", 403: "origin", 405: "method", 426: "upgrade", 429: "limit", 501: "server", 503: "limit"}
 
 
 class WebSocketError(Exception):
@@ -40,12 +42,16 @@ class HandshakeError(WebSocketError):
         status: the HTTP status to answer with.
         reason: one sentence for the operator or the client's author; the body of the answer.
         headers: headers the status asks for, such as ``Sec-WebSocket-Version``.
+        cause: the reason in one word, for programs: the value of :data:`REFUSED_HEADER`, such as ``origin``.
     """
 
-    def __init__(self, status: HTTPStatus, reason: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self, status: HTTPStatus, reason: str, headers: Iterable[tuple[str, str]] = (), *, cause: str | None = None,
+    ) -> None:
         self.status = status
         self.reason = reason
         self.headers = list(headers)
+        self.cause = _CAUSES.get(status, "other") if cause is None else cause
         super().__init__(status, reason, self.headers)
 
     def __str__(self) -> str:
@@ -54,7 +60,9 @@ class HandshakeError(WebSocketError):
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer as a WSGI application (PEP 3333)."""
         body = f"{self.reason}\n".encode()
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))), REFUSED_HEADER]
+        headers = [
+            ("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body))),
+            (REFUSED_HEADER, self.cause)]
         start_response(f"{self.status.value} {self.status.phrase}", headers + self.headers)
         return [body]
 

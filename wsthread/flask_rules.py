@@ -113,7 +113,7 @@ class _Refusal(BadRequest):
 
     def get_headers(self, *args: Any, **options: Any) -> list[tuple[str, str]]:
         """Return the headers of a BadRequest, and ours."""
-        return [*super().get_headers(*args, **options), REFUSED_HEADER]
+        return [*super().get_headers(*args, **options), (REFUSED_HEADER, "request")]
 
 
 def _refusal(reason: str) -> BadRequest:

@@ -20,7 +20,7 @@ _PACKAGE = __name__.partition(".")[0]
 _HOLDERS = frozenset(f"{_PACKAGE}.{name}" for name in (
     "connection", "deadlines", "ending", "errands", "exchange", "housekeeper", "hub", "inbox", "lifecycle", "outbox",
     "overflow", "presence", "receiving", "registry", "sending", "shutdown", "speedups", "stats", "transport", "writing",
-    "bus.local", "wire.deflate", "wire.frames", "wire.messages", "wire.protocol"))
+    "bus.local", "bus.mesh", "wire.deflate", "wire.frames", "wire.messages", "wire.protocol"))
 _ON_PURPOSE = frozenset({"serve", "report_error", "report_close"})
 _PATIENCE = 0.1  # Seconds: it may well be that another thread holds the lock, for a moment.
 _STEP = 0.001

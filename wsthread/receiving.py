@@ -41,6 +41,7 @@ from .inbox import Inbox
 from .locks import taking
 from .logs import PATIENCE, name_of, tell_aside
 from .options import Options
+from .pacing import Turn, wait_for_turn
 from .sending import Sender
 from .transport import IDLE_RECV_SIZE, RECV_SIZE, Transport
 from .wire.frames import CloseCode, Opcode
@@ -81,7 +82,7 @@ class Receiver:
         "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender",
         "_protocol",
         "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "_allowance",
-        "_allowance_since", "_frames_counted", "_is_unwanted", "_late", "_is_born",
+        "_allowance_since", "_frames_counted", "_is_unwanted", "_late", "_is_born", "_turn",
     )
 
     def __init__(self, request: Request, options: Options, sender: Sender, now: float) -> None:
@@ -107,6 +108,7 @@ class Receiver:
         self._frames_counted = 0
         self._is_unwanted = False  # Whether the peer did what no peer may do.
         self._late = 0  # Bytes that came after that.
+        self._turn: Turn | None = None  # While messages pile up.
 
     def open(self, transport: Transport, unread: bytes) -> None:
         """Let others have the receiving half; the bytes are those that the server has read already."""
@@ -383,9 +385,17 @@ class Receiver:
             left = deadline - clock.now()
             if not (first or left > -_LAST_READS) or not transport.wait(readable=True, timeout=left):
                 raise TimeoutError("no message in time")
+        turn = self._turn
+        if turn is not None:
+            self._turn = None
+            wait_for_turn(
+                turn.cost(self._protocol.frames), math.inf if deadline is None else deadline - clock.now())
         try:
             if self._room is None:
-                self._take(transport.recv(self._recv_size))
+                data = transport.recv(self._recv_size)
+                self._take(data)
+                if len(data) == RECV_SIZE:  # They pile up.
+                    self._turn = Turn(self._protocol.frames)
             else:
                 self._take_into_room(transport.recv_into(self._room))
         except OSError as error:

@@ -201,7 +201,7 @@ class _Switch:
             raise HandshakeError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 f"No more connections: {error.strerror}. Raise the limit for open files (ulimit -n).",
-                [("Retry-After", "5")]) from error
+                [("Retry-After", "5")], cause="descriptors") from error
         try:
             # Nobody reads these headers. Some servers take exception to hop-by-hop ones, and validators to no
             # Content-Type.

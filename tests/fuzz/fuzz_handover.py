@@ -98,6 +98,9 @@ class Wire:
     def wait(self, *, readable: bool = False, writable: bool = False, timeout: float | None = None) -> bool:
         return writable or self._read < self._come or self._has_ended or self._is_shut
 
+    def is_hung_up(self) -> bool:
+        return self._has_ended or self._is_shut
+
     def fileno(self) -> int:
         return -1
 
@@ -143,9 +146,11 @@ class Side:
         assert self.is_over, "neither a message nor an end"
         self.link.finish()
         assert self.link.state is State.CLOSED
+        outcome = self.link.outcome
+        assert outcome is not None and "error while" not in outcome.reason, "an exception while it was attended"
         assert self.wire.closes == 1, f"the socket was closed {self.wire.closes} times"
         assert not self.link.receiver.inbox_size, "something stays in the inbox"
-        return server_frames(self.wire.written), self.link.outcome
+        return server_frames(self.wire.written), outcome
 
 
 def test_one_input(data: bytes) -> None:

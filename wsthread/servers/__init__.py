@@ -11,23 +11,27 @@ import socket
 from typing import Any
 
 from ..exceptions import DetachError
+from .cheroot import Cheroot
 from .gunicorn import Gunicorn
 from .in_process import InProcess
 from .refused import check_socket, no_socket
 from .server import Server
+from .uwsgi import Uwsgi
+from .waitress import Waitress
 from .werkzeug import Werkzeug
 from .wsgiref import Wsgiref
 
-#: Asked in this order.
-SERVERS: tuple[Server, ...] = (Gunicorn(), Werkzeug(), InProcess(), Wsgiref())
+#: Asked in this order: first those that say who they are, then those that are known by their files.
+SERVERS: tuple[Server, ...] = (
+    Gunicorn(), Werkzeug(), InProcess(), Uwsgi(), Waitress(), Wsgiref(), Cheroot())
 #: How the names begin that servers add to the environ for themselves.
 OWN_KEYS = tuple(key for server in SERVERS for key in server.own_keys)
 
 
-def find(environ: dict[str, Any]) -> tuple[Server, socket.socket]:
+def find(environ: dict[str, Any]) -> tuple[Server, socket.socket | int]:
     """Return the server and the client's socket behind a request. Call it in the thread that serves the request.
 
-    The socket is still the server's, and nothing has been done to it.
+    The socket is still the server's, and nothing has been done to it. Of some servers it is only the descriptor.
 
     Raises:
         DetachError: there is no socket that could be taken; the message tells the operator what to change.

@@ -45,6 +45,13 @@ class Gunicorn(Server):
         buffer.truncate()
         return unread
 
+    def room(self) -> tuple[str, ...] | None:
+        """Return the addresses that the worker listens on: no others have them, but a master that takes over."""
+        sockets = getattr(_worker(), "sockets", None)
+        if not isinstance(sockets, list):
+            return None
+        return tuple(sorted(str(one.getsockname()) for one in sockets))
+
     def is_stopping(self) -> bool:
         """Ask the worker whether it is alive."""
         return not getattr(_worker(), "alive", True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 from typing import Any
 
 from ..exceptions import DetachError
@@ -12,20 +13,21 @@ ASGI = "This ASGI server"
 """What to call the server in an environ that was made of an ASGI request."""
 
 _GREEN = ("gevent", "eventlet")
-# How they begin whose users have no flask run: wsgiref, which is Django's runserver too, and ASGI servers.
-_OF_DJANGO = ("WSGIServer/", ASGI)
+# Servers that do not name themselves in the environ, by a module of theirs that the process then has.
+_NAMELESS = {"bjoern": "bjoern", "hypercorn": "hypercorn", "granian": "Granian", "uvicorn": "uvicorn"}
 
 
 def no_socket(environ: dict[str, Any]) -> DetachError:
     """Return the error for a request of a server that none of our rooms knows."""
-    software = environ.get("SERVER_SOFTWARE") or "This WSGI server"
-    or_else = "" if software.startswith(_OF_DJANGO) else ", or with flask run while developing"
+    software = environ.get("SERVER_SOFTWARE") or next(
+        (name for module, name in _NAMELESS.items() if module in sys.modules), "This WSGI server")
     return DetachError(
-        f"{software} shows no socket to its applications; serve with gunicorn --worker-class gthread{or_else}")
+        f"{software} shows no socket to its applications; serve with gunicorn --worker-class gthread, or with another "
+        "server that can: uWSGI, waitress, cheroot; while developing with flask run or manage.py runserver")
 
 
-def check_socket(shown: object) -> socket.socket:
-    """Return what a server shows as its socket, if a thread can take it over.
+def check_socket(shown: object) -> socket.socket | int:
+    """Return what a server shows as its socket, if a thread can take it over; a number is that of its descriptor.
 
     Raises:
         DetachError: no thread can.
@@ -35,6 +37,8 @@ def check_socket(shown: object) -> socket.socket:
             "gevent and eventlet workers show sockets that threads cannot serve; use gunicorn --worker-class gthread")
     if isinstance(shown, ssl.SSLSocket):
         raise DetachError("TLS sockets cannot be detached yet; let a proxy such as nginx terminate TLS")
+    if isinstance(shown, int) and shown >= 0:
+        return shown
     if not isinstance(shown, socket.socket):
         raise DetachError(f"the server shows a {type(shown).__name__} instead of a socket")
     return shown

@@ -43,7 +43,8 @@ class Server:
     def find_socket(self, environ: dict[str, Any]) -> object:
         """Return what the server shows as the socket of a request; None when the request is not this server's.
 
-        It changes nothing. It is called in the thread that serves the request, more than once.
+        A server that is not written in Python may have a descriptor only, as an int. This changes nothing. It is called
+        in the thread that serves the request, more than once.
 
         Raises:
             DetachError: the request is this server's, and for a reason of its own no socket can be had.

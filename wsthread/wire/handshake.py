@@ -48,7 +48,8 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
         # One socket carries many HTTP/2 streams, so none of them can have it.
         raise HandshakeError(
             HTTPStatus.BAD_REQUEST,
-            f"A WebSocket is opened with HTTP/1.1, not {http_version}. Turn HTTP/2 off between proxy and server.")
+            f"A WebSocket is opened with HTTP/1.1, not {http_version}. Turn HTTP/2 off between proxy and server.",
+            cause="http-version")
     if method != "GET":
         raise HandshakeError(
             HTTPStatus.METHOD_NOT_ALLOWED, f"A WebSocket is opened with GET, not {method}.", [("Allow", "GET")])
@@ -56,21 +57,23 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
     _require_token(headers, "Connection", "Upgrade")
     if http_version != "HTTP/1.1":
         raise HandshakeError(
-            HTTPStatus.BAD_REQUEST, f"A WebSocket is opened with HTTP/1.1, not {http_version}. {_PROXY_HINT}")
+            HTTPStatus.BAD_REQUEST, f"A WebSocket is opened with HTTP/1.1, not {http_version}. {_PROXY_HINT}",
+            cause="http-version")
     if not headers.get("host"):
-        raise HandshakeError(HTTPStatus.BAD_REQUEST, "The request has no Host.")
+        raise HandshakeError(HTTPStatus.BAD_REQUEST, "The request has no Host.", cause="host")
     if headers.get("content-length", "0") not in ("", "0") or headers.get("transfer-encoding"):
-        raise HandshakeError(HTTPStatus.BAD_REQUEST, "The opening handshake has no body.")
+        raise HandshakeError(HTTPStatus.BAD_REQUEST, "The opening handshake has no body.", cause="body")
     version = headers.get("sec-websocket-version", "")
     if version != WEBSOCKET_VERSION:
         raise HandshakeError(
             HTTPStatus.UPGRADE_REQUIRED,
             f"Sec-WebSocket-Version is {version!r}, this server speaks {WEBSOCKET_VERSION}.",
-            [("Upgrade", "websocket"), ("Sec-WebSocket-Version", WEBSOCKET_VERSION)])
+            [("Upgrade", "websocket"), ("Sec-WebSocket-Version", WEBSOCKET_VERSION)], cause="version")
     key = headers.get("sec-websocket-key", "")
     if not _is_valid_key(key):
         raise HandshakeError(
-            HTTPStatus.BAD_REQUEST, f"Sec-WebSocket-Key is {key[:64]!r}, it must be 16 bytes in base64.")
+            HTTPStatus.BAD_REQUEST, f"Sec-WebSocket-Key is {key[:64]!r}, it must be 16 bytes in base64.",
+            cause="key")
     return key
 
 
@@ -82,7 +85,7 @@ def _require_token(headers: Mapping[str, str], name: str, token: str) -> None:
     raise HandshakeError(
         HTTPStatus.UPGRADE_REQUIRED,
         f'This address speaks WebSocket: the request needs "{name}: {token}", but {name} {found}. {_PROXY_HINT}',
-        [("Upgrade", "websocket")])
+        [("Upgrade", "websocket")], cause=name.lower())
 
 
 def _is_valid_key(key: str) -> bool:
@@ -125,7 +128,8 @@ def select_subprotocol(offered: Sequence[str], supported: Sequence[str], require
         raise HandshakeError(
             HTTPStatus.BAD_REQUEST,
             f"This address speaks {' or '.join(supported)} only (the options subprotocols and require_subprotocol), "
-            f'and Sec-WebSocket-Protocol {found}. In a browser: new WebSocket(url, ["{supported[0]}"]).')
+            f'and Sec-WebSocket-Protocol {found}. In a browser: new WebSocket(url, ["{supported[0]}"]).',
+            cause="subprotocol")
     return selected
 
 

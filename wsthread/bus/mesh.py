@@ -1,0 +1,456 @@
+"""The mesh of the processes of one host: each has a connection to each other one, over Unix sockets.
+
+A process sends only on connections that it has opened. Who gets the first parcel of another one, its ``HELLO``, opens a
+connection back and says ``HELLO`` there; so two that start at the same time need no rule who goes first. A connection
+that ends is the end of a process: nothing else is needed to notice that.
+
+One thread per process accepts, reads, and calls the listeners. It waits for no process: what one does not take waits in
+a bounded queue, and beyond that is left out and counted; the count is sent before the next entry. Any thread publishes.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..locks import taking
+from ..logs import tell_aside
+from .backplane import Entry, Gap, Listener
+from .directory import check_user, connect, listen, others
+from .parcels import Kind, Parcel, Unpacker, Unreadable, pack
+
+_QUEUE = 16 << 20  # Bytes that may wait for one process.
+_READ = 1 << 18
+_MEETING = 1.0  # Seconds to wait for the others at the start.
+_RETRY = 1.0  # Seconds until a process is tried again that took no connection.
+_STEP = 0.005
+_PAUSE = 0.05  # Seconds after an error that may come at once again.
+_REMEMBERED = 1000  # Publishers that have ended, or whose connection has.
+_REASON = "it took nothing until too much waited for it"
+
+
+class Line(Protocol):
+    """A manager's end of the mesh.
+
+    Attributes:
+        publisher: the id of this process for it.
+        listener: the manager's.
+        number: of its last entry. The mesh's lock guards it.
+        received: how many entries have come. The mesh's thread owns it, as the next one.
+        gaps: how many were missed.
+    """
+
+    publisher: str
+    listener: Listener
+    number: int
+    received: int
+    gaps: int
+
+
+class _Peer:
+    """A connection to another process. The mesh's lock guards it."""
+
+    def __init__(self, path: Path, sock: socket.socket) -> None:
+        self.path = path
+        self.socket = sock
+        self.queue: deque[memoryview] = deque()
+        self.size = 0
+        self.left_out: Counter[tuple[str, str]] = Counter()  # By name and publisher; not empty as long as it is full.
+        self.is_broken = False
+        self.is_watched = False  # Whether the thread waits for it to take more; the thread owns it.
+
+    def put(self, data: bytes, name: str, publisher: str) -> bool:
+        """Send an entry, or let it wait, or leave it out; return whether the thread has to go on with it."""
+        if self.left_out or (self.size and self.size + len(data) > _QUEUE):
+            self.left_out[name, publisher] += 1
+            return False
+        return self.put_anyway(data)
+
+    def put_anyway(self, data: bytes) -> bool:
+        """The same for what is never left out."""
+        self.queue.append(memoryview(data))
+        self.size += len(data)
+        if len(self.queue) == 1:
+            self.flush()
+        return bool(self.queue)
+
+    def flush(self) -> None:
+        """Send what the kernel takes now."""
+        try:
+            while self.queue:
+                data = self.queue[0]
+                sent = self.socket.send(data)
+                self.size -= sent
+                if sent < len(data):
+                    self.queue[0] = data[sent:]
+                    break
+                self.queue.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:  # The thread will see that it has ended.
+            self.is_broken = True
+            self.queue.clear()
+            self.size = 0
+        if self.left_out and self.size <= _QUEUE // 2:
+            left_out, self.left_out = self.left_out, Counter()
+            for (name, publisher), missing in left_out.items():
+                self.put_anyway(pack(Kind.GAP, {"name": name, "publisher": publisher, "missing": missing}))
+
+
+class _Inflow:
+    """A connection that another process has opened. The mesh's thread owns it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.unpacker = Unpacker()
+        self.id = ""
+        self.publishers: dict[str, str] = {}  # By the names of managers.
+
+
+class Mesh:
+    """This process among the others.
+
+    Args:
+        directory: where they meet.
+
+    Raises:
+        BackplaneUnavailable: there is no socket to be had.
+        RuntimeError: the system starts no more threads.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._lock = threading.Lock()  # Guards peers, their queues, and the numbers of lines.
+        self._peers: dict[str, _Peer] = {}  # By id, which is the name of its socket.
+        # The thread owns all below, but for the commands.
+        self._lines: dict[str, Line] = {}
+        self._accepted: set[_Inflow] = set()
+        self._inflows: dict[str, _Inflow] = {}  # Those that have said who they are, by id.
+        self._last: OrderedDict[str, int] = OrderedDict()  # The last number of each publisher.
+        self._to_try: set[Path] = set()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._is_stopped = False
+        self._socket, self._path = listen(directory)
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        for one in (self._wake_read, self._wake_write):
+            one.setblocking(False)
+        self._watch(self._socket, self._accept)
+        self._watch(self._wake_read, self._empty_wake)
+        self._thread = threading.Thread(target=self._run, name="wsthread-bus", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._end()
+            raise
+
+    # Any thread
+
+    def start(self, name: str, line: Line) -> bool:
+        """Begin to listen for a manager, and meet the others; return whether all have answered in time."""
+        self._command(lambda: self._start(name, line))
+        end = time.monotonic() + _MEETING
+        while not (has_met := self._has_met()) and time.monotonic() < end:
+            time.sleep(_STEP)
+        return has_met
+
+    def _has_met(self) -> bool:
+        with taking(self._lock):
+            return all(id in self._inflows for id in self._peers)
+
+    def publish(self, name: str, line: Line, kind: str, header: dict[str, Any], payload: bytes) -> int:
+        """Give an entry to all others; return its number."""
+        is_left = False
+        with taking(self._lock):
+            line.number += 1
+            number = line.number
+            if self._peers:
+                data = pack(Kind.ENTRY, {
+                    "name": name, "publisher": line.publisher, "number": number, "kind": kind, "header": header,
+                }, payload)
+                for peer in self._peers.values():
+                    is_left |= peer.put(data, name, line.publisher)
+        if is_left:
+            self._wake()
+        return number
+
+    def end(self, name: str, line: Line, timeout: float) -> bool:
+        """Stop listening for a manager, when the others have what it has published; return whether it was the last.
+
+        Args:
+            name: the manager's.
+            line: its end of the mesh.
+            timeout: seconds to wait for the others.
+        """
+        self._command(lambda: self._forget(name, line))
+        end = time.monotonic() + timeout
+        while self.queued()[0] and time.monotonic() < end:
+            time.sleep(_STEP)
+        return not self._lines
+
+    def queued(self) -> tuple[int, int, int]:
+        """Return how many parcels wait, how many processes are known, and for how many entries are left out."""
+        with taking(self._lock):
+            peers = self._peers.values()
+            return sum(len(peer.queue) for peer in peers), len(peers), sum(bool(peer.left_out) for peer in peers)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the thread and leave the directory."""
+        self._is_stopped = True
+        self._path.unlink(missing_ok=True)
+        self._wake()
+        self._thread.join(_MEETING)
+
+    def close_after_fork(self) -> None:
+        """Close the child's copies; the mesh is the parent's."""
+        for sock in self._sockets():
+            sock.close()
+        self._selector.close()
+
+    def _command(self, do: Callable[[], None]) -> None:
+        """Let the thread do something, and wait for that."""
+        is_done = threading.Event()
+
+        def command() -> None:
+            try:
+                do()
+            finally:
+                is_done.set()
+
+        self._commands.append(command)
+        self._wake()
+        is_done.wait(_MEETING)
+
+    def _wake(self) -> None:
+        try:
+            self._wake_write.send(b"\0")
+        except OSError:  # It is full, so the thread wakes up anyway; or it was closed.
+            pass
+
+    # The thread
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            try:
+                for key, _ in self._selector.select(_RETRY if self._to_try else None):
+                    self._survive(key.data)
+                while self._commands:
+                    self._survive(self._commands.popleft())
+                for path in list(self._to_try):
+                    self._to_try.discard(path)
+                    self._survive(lambda: self._open(path))
+                self._watch_peers()
+            except Exception as error:  # Such as a MemoryError.
+                self._tell(error)
+        self._end()
+
+    def _survive(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception as error:  # Nothing may end this thread.
+            self._tell(error)
+
+    @staticmethod
+    def _tell(error: Exception) -> None:
+        tell_aside(logging.ERROR, "error in the thread of the local backplane", error=error)
+        time.sleep(_PAUSE)
+
+    def _watch(self, sock: socket.socket, do: Callable[[], None]) -> None:
+        self._selector.register(sock, selectors.EVENT_READ, do)
+
+    def _watch_peers(self) -> None:
+        """Go on with the processes that take more, and drop those that are gone."""
+        with taking(self._lock):
+            peers = [(peer, bool(peer.queue)) for peer in self._peers.values()]
+        for peer, waits in peers:
+            if peer.is_broken:
+                self._drop(peer)
+            elif waits is not peer.is_watched:
+                peer.is_watched = waits
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0)
+                self._selector.modify(peer.socket, events, self._attend(peer))
+
+    def _attend(self, peer: _Peer) -> Callable[[], None]:
+        def attend() -> None:
+            with taking(self._lock):
+                peer.flush()
+            if not peer.is_broken:
+                try:
+                    peer.is_broken = peer.socket.recv(1) == b""  # It never sends here.
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    peer.is_broken = True
+        return attend
+
+    def _drop(self, peer: _Peer) -> None:
+        """Forget a connection that has ended; if the process lives, there will be another one."""
+        with taking(self._lock):
+            if self._peers.get(peer.path.name) is peer:
+                del self._peers[peer.path.name]
+        self._selector.unregister(peer.socket)
+        peer.socket.close()
+        self._to_try.add(peer.path)
+
+    def _empty_wake(self) -> None:
+        self._wake_read.recv(_READ)
+
+    def _start(self, name: str, line: Line) -> None:
+        is_first = not self._lines
+        self._lines[name] = line
+        for inflow in self._inflows.values():
+            publisher = inflow.publishers.get(name)
+            if publisher is not None:
+                line.listener.begin(publisher, self._last.get(publisher, 0))
+        self._say(Kind.NAME, name, line)  # Others may have met us already.
+        if is_first:
+            for path in others(self._path):
+                self._open(path)
+
+    def _forget(self, name: str, line: Line) -> None:
+        if self._lines.get(name) is line:
+            del self._lines[name]
+            self._say(Kind.END, name, line)
+
+    def _say(self, kind: Kind, name: str, line: Line) -> None:
+        with taking(self._lock):
+            data = pack(kind, {"name": name, "publisher": line.publisher, "number": line.number})
+            for peer in self._peers.values():
+                peer.put_anyway(data)
+
+    def _open(self, path: Path) -> None:
+        """Open a connection to a process that has none."""
+        if path.name in self._peers or path == self._path:
+            return
+        try:
+            sock = connect(path)
+        except BlockingIOError:  # It is stopped, and takes no more connections.
+            self._to_try.add(path)
+            return
+        except OSError as error:
+            tell_aside(logging.WARNING, "no connection to the process %s: %s", path.name, error)
+            return
+        if sock is None:
+            return
+        peer = _Peer(path, sock)
+        self._watch(sock, self._attend(peer))
+        with taking(self._lock):
+            names = {name: [line.publisher, line.number] for name, line in self._lines.items()}
+            peer.put_anyway(pack(Kind.HELLO, {"id": self._path.name, "names": names}))
+            self._peers[path.name] = peer
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except BlockingIOError:
+            return
+        try:
+            sock.setblocking(False)
+            check_user(sock)
+            inflow = _Inflow(sock)
+            self._accepted.add(inflow)
+            self._watch(sock, lambda: self._read(inflow))
+        except BaseException:
+            sock.close()
+            raise
+
+    def _read(self, inflow: _Inflow) -> None:
+        try:
+            data = inflow.socket.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._end_inflow(inflow)
+            return
+        try:
+            for parcel in inflow.unpacker.feed(data):
+                self._take(inflow, parcel)
+        except (Unreadable, KeyError, TypeError, ValueError) as error:
+            tell_aside(logging.WARNING, "cannot read what the process %r sends: %s", inflow.id, error)
+            self._end_inflow(inflow)
+
+    def _end_inflow(self, inflow: _Inflow) -> None:
+        self._selector.unregister(inflow.socket)
+        inflow.socket.close()
+        self._accepted.discard(inflow)
+        if self._inflows.get(inflow.id) is inflow:
+            del self._inflows[inflow.id]
+            for name, publisher in inflow.publishers.items():
+                self._note_gone(name, publisher)
+
+    def _take(self, inflow: _Inflow, parcel: Parcel) -> None:
+        header = parcel.header
+        match parcel.kind:
+            case Kind.HELLO:
+                inflow.id = Path(header["id"]).name
+                self._inflows[inflow.id] = inflow
+                for name, (publisher, number) in header["names"].items():
+                    self._meet(inflow, name, publisher, number)
+                self._open(self._path.parent / inflow.id)
+            case Kind.NAME:
+                self._meet(inflow, header["name"], header["publisher"], header["number"])
+            case Kind.END:
+                if inflow.publishers.pop(header["name"], None) is not None:
+                    self._note_gone(header["name"], header["publisher"])
+            case Kind.ENTRY:
+                self._last[header["publisher"]] = header["number"]
+                line = self._lines.get(header["name"])
+                if line is not None:
+                    line.received += 1
+                    entry = Entry(
+                        header["publisher"], header["number"], header["kind"], header["header"], parcel.payload)
+                    self._survive(lambda: line.listener.deliver(entry))
+            case Kind.GAP:
+                self._last[header["publisher"]] = self._last.get(header["publisher"], 0) + header["missing"]
+                self._note_gap(header["name"], header["publisher"], header["missing"], _REASON)
+
+    def _meet(self, inflow: _Inflow, name: str, publisher: str, number: int) -> None:
+        """Note that from now on the entries of a publisher come, from the one behind this number on."""
+        before = self._last.get(publisher)
+        inflow.publishers[name] = publisher
+        self._last[publisher] = number
+        self._last.move_to_end(publisher)
+        while len(self._last) > _REMEMBERED:
+            self._last.popitem(last=False)
+        line = self._lines.get(name)
+        if line is not None:
+            self._survive(lambda: line.listener.begin(publisher, number))
+            if before is not None and number > before:
+                self._note_gap(name, publisher, number - before, "its connection broke")
+
+    def _note_gap(self, name: str, publisher: str, missing: int, reason: str) -> None:
+        line = self._lines.get(name)
+        if line is not None:
+            line.gaps += missing
+            self._survive(lambda: line.listener.note_gap(Gap(publisher, missing, reason)))
+
+    def _note_gone(self, name: str, publisher: str) -> None:
+        line = self._lines.get(name)
+        if line is not None:
+            self._survive(lambda: line.listener.note_gone(publisher))
+
+    # The end
+
+    def _sockets(self) -> Iterable[socket.socket]:
+        return [
+            self._socket, self._wake_read, self._wake_write, *(peer.socket for peer in self._peers.values()),
+            *(inflow.socket for inflow in self._accepted)]
+
+    def _end(self) -> None:
+        self._path.unlink(missing_ok=True)
+        for sock in self._sockets():
+            sock.close()
+        self._selector.close()
