@@ -23,7 +23,9 @@ class Server:
     4. Stop the server in each way that it has, with a connection open. If the client does not get a Close with 1001,
        or the process is killed before the client has answered, write :meth:`is_stopping` and :meth:`time_to_stop`.
     5. Look into the server's log. If the response on the dummy makes it complain, set :attr:`dummy_headers`.
-    6. Add it to ``SERVERS`` in ``servers/__init__.py``, to ``SERVERS`` of ``tests/servers.py``, and write
+    6. Ask for the address without the headers of a handshake. If that is a 500 instead of a 426, the server holds
+       applications to PEP 3333: set :attr:`takes_upgrade` to False.
+    7. Add it to ``SERVERS`` in ``servers/__init__.py``, to ``SERVERS`` of ``tests/servers.py``, and write
        ``tests/test_servers_<name>.py``.
 
     One object is for all requests of a process, so it holds no state.

@@ -28,7 +28,7 @@ class Waitress(Server):
         """Take the bytes from the parser that has got them, and the requests that it has made of them.
 
         Those must not be served: a proxy believes that this connection speaks WebSocket now, and lets anything pass.
-        What they were made of is gone, but for the empty line that was in it. That is no frame, and ends the connection.
+        What they were made of is gone, but for the empty line in it. That is no frame, and ends the connection.
         """
         channel: Any = _channel(environ)
         lock = getattr(channel, "requests_lock", None)
