@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from ..exceptions import DetachError
 from .cheroot import Cheroot
 from .gunicorn import Gunicorn
 from .in_process import InProcess
@@ -40,6 +41,14 @@ def find(environ: dict[str, Any]) -> tuple[Server, socket.socket | int]:
         if shown is not None:
             return server, check_socket(shown)
     raise no_socket(environ)
+
+
+def takes_upgrade(environ: dict[str, Any]) -> bool:
+    """Tell whether the response to a request may have the header Upgrade. Call it in the thread that serves it."""
+    try:
+        return next((server.takes_upgrade for server in SERVERS if server.find_socket(environ) is not None), True)
+    except DetachError:  # There is no socket, so there is no 426 either.
+        return True
 
 
 def room() -> tuple[str, ...] | None:
