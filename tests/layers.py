@@ -42,7 +42,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("flask", "django"),
     ("doctor", "doctor.findings", "doctor.visit", "commands.lines", "commands.target"),
     ("doctor.answers", "doctor.settings", "doctor.proxies", "doctor.machine", "doctor.opened"),
-    ("doctor.gunicorn", "doctor.live", "commands.connect", "commands.bench"),
+    ("doctor.gunicorn", "doctor.live", "commands.connect", "commands.bench", "commands.publish"),
     ("commands.doctor",),
     ("commands",),
     ("__main__",),

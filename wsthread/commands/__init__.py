@@ -1,8 +1,8 @@
 """The command line: ``wsthread COMMAND``, or ``python -m wsthread COMMAND``.
 
 Each command is a module of its own with a ``SUMMARY``, ``add_arguments(parser)`` and ``run(arguments)``, which returns
-the exit status. A new command is one more module and one more entry in :data:`COMMANDS`. All commands stand on the
-synchronous client of :mod:`wsthread.client`.
+the exit status. A new command is one more module and one more entry in :data:`COMMANDS`. Those that open
+WebSockets stand on the synchronous client of :mod:`wsthread.client`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from . import bench, connect, doctor
+from . import bench, connect, doctor, publish
 from .target import INTERRUPTED
 
 
@@ -30,7 +30,7 @@ class Command(Protocol):
 
 
 #: By the names that they have on the command line.
-COMMANDS: dict[str, Command] = {"connect": connect, "doctor": doctor, "bench": bench}
+COMMANDS: dict[str, Command] = {"connect": connect, "doctor": doctor, "bench": bench, "publish": publish}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
