@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection as Pipe
 from typing import Any, Protocol
 
 import machine
+import programs
 import report
 
 from wsthread.bus.backplane import Backplane, Entry, Gap
@@ -110,7 +111,10 @@ class OverSocketIO:
 
         class Manager(socketio.RedisManager):  # type: ignore[misc, name-defined]
             def _handle_emit(self, message: Any) -> None:
-                receive(bytes.fromhex(message["data"]))
+                data = message["data"]
+                while isinstance(data, (list, tuple)):  # Versions differ in how they wrap it.
+                    data = data[0]
+                receive(bytes.fromhex(data))
 
         self._manager = Manager(url, channel="bench")
         socketio.Server(async_mode="threading", client_manager=self._manager)
@@ -252,6 +256,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, about (%(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 4], help="processes (%(default)s)")
     arguments = parser.parse_args()
+    programs.BUILD.mkdir(parents=True, exist_ok=True)
     program = shutil.which("redis-server")
     if program is None:
         print("there is no redis-server", file=sys.stderr)

@@ -74,12 +74,19 @@ class Server:
         port: where it listens, on 127.0.0.1; 0 when it listens on a Unix socket.
         process: its main process.
         is_secure: whether it speaks TLS.
+        takes_upgrade: whether it lets applications send the header Upgrade.
+        has_access_log: whether it writes one.
+        ends_with_notice: whether it always says in the response that it is going to close the connection.
     """
 
     def __init__(
         self, kind: str, app: str, *options: str, env: dict[str, str] | None = None, bind: str = "127.0.0.1:0",
     ) -> None:
         self.kind = kind
+        # wsgiref and waitress hold applications to PEP 3333, which forbids it.
+        self.takes_upgrade = kind.partition("-")[0] not in ("wsgiref", "bottle", "runserver", "waitress")
+        self.has_access_log = kind not in ("waitress", "cheroot")
+        self.ends_with_notice = kind not in ("runserver", "cheroot")
         self._has_master = SERVERS[kind][0] == "gunicorn"
         self._directory = tempfile.TemporaryDirectory(prefix="wsthread-test-")
         self._log = Path(self._directory.name, "log")

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,16 @@ def test_broken_server(call: Any) -> None:
     assert (status, output) == (4, "") and "closed with 1006" in errors
 
 
+@contextmanager
+def ended_at_last(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Let no process outlive its test, also when that fails."""
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait(10)
+
+
 def test_interrupted() -> None:
     """The server gets a Close."""
     ended: list[int | None] = []
@@ -137,10 +148,10 @@ def test_interrupted() -> None:
             [sys.executable, "-m", "wsthread", "connect", f"ws://127.0.0.1:{port}/ws", "--listen", "--json"],
             stdout=subprocess.PIPE)
         assert process.stdout is not None
-        with process.stdout as output:
+        with ended_at_last(process), process.stdout as output:
             assert output.readline() and opened.wait(10)
             process.send_signal(signal.SIGINT)
-            assert process.wait(10) == 130
+            assert process.wait(30) == 130
         wait_until(lambda: ended)
     assert ended == [1000]
 
@@ -171,10 +182,11 @@ def test_terminal(url: str) -> None:
             assert select.select([ours], [], [], max(deadline - time.monotonic(), 0))[0], seen
             seen += os.read(ours, 4096).decode()
 
-    wait_for("> ")
-    os.write(ours, b"helko\x7f\x7flo\r")
-    wait_for("\x1b[Khello\r\n> ")
-    os.write(ours, b"\x04")
-    wait_for("closed with 1000")
-    assert process.wait(10) == 0
+    with ended_at_last(process):
+        wait_for("> ")
+        os.write(ours, b"helko\x7f\x7flo\r")
+        wait_for("\x1b[Khello\r\n> ")
+        os.write(ours, b"\x04")
+        wait_for("closed with 1000")
+        assert process.wait(30) == 0
     os.close(ours)

@@ -105,6 +105,7 @@ def test_what_only_shows_when_the_socket_is_taken_is_an_ordinary_answer(site: li
         refused = refusal(client, "/ws")
         assert (refused.status_code, refused.text) == (503, "No more connections: max_connections is 1.\n")
         assert (refused.headers["Retry-After"], refused.headers["Content-Type"]) == ("5", "text/plain; charset=utf-8")
+        assert refused.headers["Wsthread-Refused"] == "limit"
         assert refused.headers["X-Content-Type-Options"] == "nosniff"
     connect(client, "/ws").close()
 
@@ -154,6 +155,7 @@ def test_redirects(
         assert (refused.status_code, "Location" in refused.headers) == (status, False)
         assert words in refused.text
         assert refused.text == "" or refused.headers["Content-Type"] == "text/plain; charset=utf-8"
+        assert ("Wsthread-Refused" in refused.headers) == (refused.text != "")
 
 
 def test_redirect_for_a_slash(site: list[Any], client: Client, caplog: pytest.LogCaptureFixture) -> None:
@@ -182,7 +184,8 @@ def test_asgi(site: list[Any]) -> None:
     response = echo(ASGIRequest(scope, io.BytesIO()))
     assert response.status_code == 501
     assert response.content == (
-        b"This ASGI server shows no socket to its applications; serve with gunicorn --worker-class gthread.\n")
+        b"This ASGI server shows no socket to its applications; serve with gunicorn --worker-class gthread, or with "
+        b"another server that can: uWSGI, waitress, cheroot; while developing with flask run or manage.py runserver.\n")
     scope["headers"] = [(b"host", b"testserver")]
     assert echo(ASGIRequest(scope, io.BytesIO())).status_code == 426
     assert asyncio.iscoroutinefunction(echo) is False

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from servers import wait_until
 
-from wsthread import BackplaneFull, Connection, ListenableManager, Manager, Upgrader, exchange, servers, testing
+from wsthread import (
+    BackplaneFull, Connection, ListenableManager, Manager, Upgrader, exchange, lifecycle, servers, testing,
+)
 from wsthread.bus.backplane import Backplane, BackplaneUnavailable, Entry, Gap, Health, Listener, NotNeeded
 from wsthread.errands import Errands
 from wsthread.manager import hub_of
@@ -387,7 +389,12 @@ def test_a_slow_peer_does_not_make_a_backplane_wait(bus: Bus) -> None:
 def test_a_slow_callback_keeps_no_member_from_others(pair: Pair) -> None:
     own, other = pair
     going, is_stuck = threading.Event(), threading.Event()
-    own.manager.on_notify(lambda data: is_stuck.set() or going.wait(10))
+
+    def stick(data: object) -> None:
+        is_stuck.set()
+        going.wait(10)
+
+    own.manager.on_notify(stick)
     with own.client() as client:
         other.manager.notify(1)
         assert is_stuck.wait(5)
@@ -399,6 +406,7 @@ def test_a_slow_callback_keeps_no_member_from_others(pair: Pair) -> None:
 def test_a_member_that_could_not_be_told_of_is_told_of_later(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when there is no thread to be had."""
     own, other = pair
+    other.manager.broadcast("x")  # It begins to listen.
     with own.client() as client:
         with monkeypatch.context() as context:
             context.setattr(Errands, "add", lambda errands, errand: False)
@@ -411,7 +419,7 @@ def test_without_a_housekeeper_the_backplane_is_closed(bus: Bus, monkeypatch: py
     def refuse(*args: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(exchange.lifecycle, "enter", refuse)
+    monkeypatch.setattr(lifecycle, "enter", refuse)
     process = Process(bus, "a")
     process.manager.broadcast("x")
     assert process.line.calls[1:] == ["close"] and process.manager.stats()["backplane"] is None

@@ -155,6 +155,7 @@ class Bystander:
 
     def __init__(self, port: int) -> None:
         self._client = RawClient(port).open("/ws")
+        self.check()  # So the thread of its connection has begun before there are faults.
 
     def check(self) -> None:
         """Assert that it gets its answers."""
@@ -283,7 +284,6 @@ def test_faults_at_random(capsys: pytest.CaptureFixture[str]) -> None:
 
     def watch() -> None:
         try:
-            bystander = Bystander(port)
             while time.monotonic() < end:
                 bystander.check()
                 time.sleep(0.01)
@@ -298,6 +298,7 @@ def test_faults_at_random(capsys: pytest.CaptureFixture[str]) -> None:
             raise Alarm
 
     with serve_here(manager, compression=COMPRESSION) as port:
+        bystander = Bystander(port)
         threads = [threading.Thread(target=watch), *(threading.Thread(target=crowd) for _ in range(6))]
         for thread in threads:
             thread.start()

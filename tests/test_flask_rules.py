@@ -209,6 +209,7 @@ def test_served(server: Server, path: str, status: int, text: str) -> None:
     else:
         found, headers, body = ask(server.port, handshake(path, server.port))
         assert (found, headers["Location"]) == (status, None) and text in body
+        assert headers["Wsthread-Refused"] == ("request" if text else None)
     assert server.errors() == []
 
 

@@ -182,7 +182,7 @@ def test_few_file_descriptors() -> None:
 
 FAILURES = [
     "wsthread.hub.lifecycle.enter", "wsthread.hub.Link", "wsthread.hub.Connection", "wsthread.hub.thread.start",
-    "wsthread.link.Protocol", "wsthread.link.Receiver", "wsthread.upgrader.Detached", "wsthread.upgrader.Transport",
+    "wsthread.link.Protocol", "wsthread.link.Receiver", "wsthread.upgrader.Detached", "wsthread.detach.Transport",
     "wsthread.sending.Sender.open", "wsthread.writing.Writer.write", "wsthread.receiving.Receiver.open",
     "wsthread.receiving.Receiver._take", "wsthread.hub.Hub.arrive", "wsthread.upgrader._Body",
     "wsthread.upgrader._Body.__init__", "wsthread.upgrader._Switch._open", "wsthread.link.Link.open",

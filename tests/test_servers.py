@@ -23,6 +23,8 @@ from servers import Server, serve, wait_until
 from websockets.sync.client import unix_connect
 
 ALL = ("gthread", "sync", "werkzeug", "werkzeug-single")
+#: Those that are tested beside them when all tests run; tests/test_servers_*.py have more of each.
+MORE = ("wsgiref", "runserver", "waitress", "cheroot")
 ACCEPTED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" \
     b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"  # The one of RFC 6455 1.3.
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -175,7 +177,8 @@ def holds(server: Server) -> tuple[int, int]:
 @on("gthread", slow=["werkzeug"])
 def test_nothing_is_left_after_closing(server: Server) -> None:
     before, ended = warm_up(server), len(server.stats()["closed"])
-    for number in range(1000):
+    count = 200 if server.is_secure else 1000  # TLS handshakes take their time.
+    for number in range(count):
         client = connect(server)
         client.send(str(number))
         assert client.recv() == str(number)
@@ -185,7 +188,7 @@ def test_nothing_is_left_after_closing(server: Server) -> None:
             client.send_close()  # And the server's answer is waited for by neither side.
             client.shutdown()
     wait_until(lambda: holds(server) == before)
-    expected = [4000 + number % 3 if number % 2 else 1000 for number in range(1000)]
+    expected = [4000 + number % 3 if number % 2 else 1000 for number in range(count)]
     assert sorted(closed_since(server, ended)) == sorted(expected)
     wait_until(lambda: server.stats()["nr_conns"] in (1, None))
 
@@ -217,13 +220,14 @@ def cut_mid_message(client: RawClient) -> None:
 def test_nothing_is_left_after_cuts(server: Server) -> None:
     before, ended = warm_up(server), len(server.stats()["closed"])
     cuts = (cut_with_rst, cut_with_fin, cut_mid_frame, cut_mid_header_with_rst, cut_mid_message)
-    for number in range(1000):
+    count = 200 if server.is_secure else 1000
+    for number in range(count):
         client = RawClient(server.port).open()
         client.send(frame(TEXT, str(number)))
         assert client.recv_frame() == (TEXT, str(number).encode())
         cuts[number % len(cuts)](client)
     wait_until(lambda: holds(server) == before)
-    assert closed_since(server, ended) == [1006] * 1000
+    assert closed_since(server, ended) == [1006] * count
     wait_until(lambda: server.stats()["nr_conns"] in (1, None))
 
 
@@ -271,7 +275,7 @@ def test_close_codes(server: Server, data: bytes, code: int) -> None:
 # The bytes of the handshake
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 @pytest.mark.parametrize(("offer", "chosen"), [
     ([], b""),
     (["Sec-WebSocket-Protocol: v1, v2"], b"Sec-WebSocket-Protocol: v2\r\n"),
@@ -290,7 +294,7 @@ def test_exactly_one_101(server: Server, offer: list[str], chosen: bytes) -> Non
         assert client.recv_rest() == b"\x88\x02\x03\xe8"
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 @pytest.mark.parametrize("header", [
     "Connection: keep-alive, Upgrade",  # Firefox
     "Connection: upgrade",
@@ -309,7 +313,7 @@ def test_other_headers(server: Server, header: str) -> None:
         assert client.recv_rest() == b"\x88\x02\x03\xe8"
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 def test_slow_handshake_in_small_pieces(server: Server) -> None:
     request = handshake("/echo", server.port)
     with RawClient(server.port) as client:
@@ -324,7 +328,7 @@ def test_slow_handshake_in_small_pieces(server: Server) -> None:
 # What arrives together with the handshake, or before it
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 @pytest.mark.parametrize("sizes", [(5,), (0, 1, 125), (126, 7000), (20_000, 3), (300_000,)], ids=str)
 def test_frames_behind_the_handshake(server: Server, sizes: tuple[int, ...]) -> None:
     """RFC 6455 4.1 forbids it; they must neither be lost nor be taken for another HTTP request."""
@@ -340,7 +344,7 @@ def test_frames_behind_the_handshake(server: Server, sizes: tuple[int, ...]) -> 
     assert server.access("/echo", 400) == refused
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 def test_many_bytes_right_behind_the_101(server: Server) -> None:
     """A server that still reads its connection would take some of them."""
     message = noise(1, 100_000)
@@ -350,7 +354,7 @@ def test_many_bytes_right_behind_the_101(server: Server) -> None:
             assert client.recv_frame() == (BINARY, message)
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 def test_http_behind_the_handshake_is_not_served(server: Server) -> None:
     """It would be request smuggling: a proxy believes that this connection speaks WebSocket now."""
     with RawClient(server.port) as client:
@@ -421,7 +425,7 @@ def changed(server: Server, old: str, new: str) -> bytes:
     return request.replace(old, new).encode()
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 @pytest.mark.parametrize(("old", "new", "status", "headers", "told"), [
     ("GET ", "POST ", 405, {"Allow": "GET"}, "POST"),
     ("Upgrade: websocket\r\n", "", 426, {"Upgrade": "websocket"}, '"Upgrade: websocket", but Upgrade is missing'),
@@ -437,30 +441,36 @@ def test_refusals(
     server: Server, old: str, new: str, status: int, headers: dict[str, str], told: str,
 ) -> None:
     before = server.log().count("refused handshake")
-    found = ask(server.port, changed(server, old, new))
+    # Some servers say nothing when they close behind HTTP/1.0, with any application.
+    found = ask(server.port, changed(server, old, new), again=server.ends_with_notice or new != "HTTP/1.0")
     assert found[0] == status
+    if not server.takes_upgrade:
+        headers = {name: value for name, value in headers.items() if name != "Upgrade"}
     assert {name: found[1][name] for name in headers} == headers
     assert told in found[2] and found[2].endswith(".\n")
     wait_until(lambda: server.log().count("refused handshake") == before + 1, timeout=5)
     assert told in server.log()
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 def test_a_foreign_origin_is_refused(server: Server) -> None:
     status, _, body = ask(server.port, handshake("/echo", server.port, "Origin: https://evil.example"))
     assert status == 403
     line = server.wait_log(re.compile("refused handshake.*evil.*")).group()
     for told in (body, line):
         assert "'https://evil.example'" in told and f"'127.0.0.1:{server.port}'" in told
-    wait_until(lambda: server.access("/echo", 403) == 1)
+    if server.has_access_log:
+        wait_until(lambda: server.access("/echo", 403) == 1)
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 @pytest.mark.parametrize(("header", "body"), [
     ("Content-Length: 5", b"hello"), ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n")])
 def test_a_request_with_a_body_is_refused(server: Server, header: str, body: bytes) -> None:
     """The body would be taken for frames, or the frames for a body."""
-    status, _, told = ask(server.port, handshake("/echo", server.port, header) + body)
+    # Nor behind a body in chunks that nobody has read.
+    again = server.ends_with_notice or "chunked" not in header
+    status, _, told = ask(server.port, handshake("/echo", server.port, header) + body, again)
     assert (status, told) == (400, "The opening handshake has no body.\n")
 
 
@@ -549,7 +559,7 @@ def test_many_threads_send_on_one_connection(server: Server) -> None:
     assert sorted(pings) == sorted(bytes([thread, number]) for thread in range(threads) for number in range(count))
 
 
-@on(*ALL)
+@on(*ALL, slow=MORE)
 def test_http_views_send(server: Server) -> None:
     clients = [connect(server, skip_utf8_validation=True) for _ in range(10)]
     wait_until(lambda: server.stats()["open"] == 10)

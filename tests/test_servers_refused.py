@@ -33,6 +33,8 @@ GTHREAD = "--worker-class gthread"
     ({"SERVER_SOFTWARE": ASGI}, f"This ASGI server shows no socket .* gunicorn {GTHREAD}, "),
     ({"gunicorn.socket": named("gevent._socket3")}, f"gevent and eventlet .* threads cannot serve; use .* {GTHREAD}"),
     ({"werkzeug.socket": named("eventlet.greenio.base")}, "gevent and eventlet workers"),
+    ({"SERVER_SOFTWARE": "gevent/20.0 Python/3.11"}, "gevent and eventlet workers"),
+    ({"wsgi.input": named("eventlet.wsgi")}, "gevent and eventlet workers"),
     ({"gunicorn.socket": named("gevented")}, "the server shows a socket instead of a socket"),
     ({"gunicorn.socket": "7"}, "the server shows a str instead of a socket"),
 ])

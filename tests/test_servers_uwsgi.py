@@ -116,3 +116,9 @@ def test_another_server_runs() -> None:
 def test_options_of_another_kind(module: SimpleNamespace) -> None:
     module.opt = None
     assert servers.find(ENVIRON)[1] == 7
+
+
+@pytest.mark.parametrize(("told", "count"), [(4, 4), (1, 1), (None, 1), ("4", 1)])
+def test_processes(module: SimpleNamespace, told: Any, count: int) -> None:
+    module.numproc = told
+    assert servers.processes() == count

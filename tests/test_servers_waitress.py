@@ -64,6 +64,21 @@ def test_unread(attributes: dict[str, Any], unread: bytes) -> None:
             assert vars(channel)["request"] is None
 
 
+def test_requests_behind_the_handshake_are_not_served() -> None:
+    """Their bytes are gone; what is returned in their place is no frame, so the connection ends with 1002."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        requests = ["the handshake", "smuggled", "another"]
+        channel = Channel(socket=ours, requests_lock=threading.Lock(), requests=requests, request="a half one")
+        assert Waitress().take_unread(environ(channel)) == b"\r\n\r\n"
+        assert (requests, vars(channel)["request"]) == (["the handshake"], None)
+
+
+def test_the_header_upgrade() -> None:
+    """It answers with a 500 when an application sends one."""
+    assert not Waitress().takes_upgrade
+
+
 def test_environ_of_its_own() -> None:
     assert "waitress.client_disconnected".startswith(servers.OWN_KEYS)
 

@@ -43,15 +43,19 @@ def test_exchange(body: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize("environ", [
     {}, {"wsgi.input": io.BytesIO()}, {"wsgi.input": io.BufferedReader(io.BytesIO())},
-    {"wsgi.input": SimpleNamespace(_read=len)},
-], ids=["none", "bytes", "a file on bytes", "somebody else's"])
+    {"wsgi.input": SimpleNamespace(_read=len)}, {"wsgi.input": SimpleNamespace(_read=io.BytesIO().read)},
+    {"wsgi.input": SimpleNamespace(raw=SimpleNamespace(_sock="a pipe"))},
+], ids=["none", "bytes", "a file on bytes", "somebody else's", "a method of another file", "another file"])
 def test_not_its_request(environ: dict[str, Any]) -> None:
+    """Attributes that another version may have in their place do no harm; the answer is a 501."""
     assert Wsgiref().find_socket(environ) is None
+    with pytest.raises(DetachError, match="shows no socket"):
+        servers.find(environ)
 
 
-def test_no_socket_below() -> None:
-    with pytest.raises(DetachError, match="shows a str instead of a socket"):
-        servers.find({"wsgi.input": SimpleNamespace(raw=SimpleNamespace(_sock="a pipe"))})
+def test_the_header_upgrade() -> None:
+    """It answers with a 500 when an application sends one."""
+    assert not Wsgiref().takes_upgrade
 
 
 def test_end() -> None:

@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import socket
+import ssl
 import threading
 import wsgiref.simple_server
 from collections.abc import Iterator
@@ -48,6 +49,13 @@ def test_http2_is_refused() -> None:
         assert theirs.recv(99) == b"other streams go on"
 
 
+def test_http2_over_tls_is_refused_as_http2() -> None:
+    """Not as TLS, with an advice that would not help."""
+    with ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_socket(socket.socket(), server_hostname="a") as secure:
+        status, body = call(handshake_environ(**{"SERVER_PROTOCOL": "HTTP/2", "gunicorn.socket": secure}))
+    assert status.startswith("400 ") and "HTTP/2" in body and "TLS" not in body
+
+
 def test_a_server_without_a_socket(caplog: pytest.LogCaptureFixture) -> None:
     status, body = call(handshake_environ(SERVER_SOFTWARE="waitress"))
     assert status.startswith("501 ")
@@ -55,6 +63,19 @@ def test_a_server_without_a_socket(caplog: pytest.LogCaptureFixture) -> None:
     assert record.levelno >= logging.WARNING
     for told in (body, record.getMessage()):
         assert "waitress shows no socket" in told and "--worker-class gthread" in told
+
+
+@pytest.mark.parametrize(("changes", "upgrade"), [
+    ({"wsgi.input": io.BytesIO()}, "websocket"), ({"gunicorn.socket": 7}, "websocket"), ({}, None)])
+def test_the_header_upgrade_of_a_426(changes: dict[str, Any], upgrade: str | None) -> None:
+    """RFC 9110 demands it, and PEP 3333 forbids it; some servers answer with a 500 then."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ours.makefile("rb") as file:
+        environ = {**handshake_environ(), "wsgi.input": file, **changes}
+        environ["HTTP_UPGRADE"] = "h2c"
+        del environ["HTTP_SEC_WEBSOCKET_KEY"]
+        response = Upgrader(ListenableManager()).upgrade(environ)
+    assert (response.status_code, response.headers.get("Upgrade")) == (426, upgrade)
 
 
 class QuietHandler(wsgiref.simple_server.WSGIRequestHandler):

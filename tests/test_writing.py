@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 from peer import TIMEOUT, Connect, Half, Recorder, connect, fill, ignoring, members, open_half, sender_of, transport_of
@@ -314,6 +316,30 @@ def test_a_flush_that_is_interrupted_repeats_nothing(
         with pytest.raises(KeyboardInterrupt):
             half.sender.flush()
     assert half.is_cut()
+
+
+@pytest.mark.parametrize("name", [
+    "wsthread.outbox.Outbox.clear", "wsthread.transport.Transport.shutdown", "wsthread.ending.Ending.fail",
+])
+def test_a_cut_that_is_interrupted_is_made(connect: Connect, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As by a signal handler that raises, even if it did so before."""
+    manager = ListenableManager(ping_interval=None)
+    conn, peer = connect(manager)
+    wait_until(lambda: manager.connections)
+    owner, _, method = name.rpartition(".")
+    real, calls = getattr(resolve_name(owner), method), []
+
+    def interrupt_once(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(name, interrupt_once)
+    with pytest.raises(KeyboardInterrupt):
+        conn.terminate()
+    assert peer.at_eof()
+    wait_until(lambda: manager.stats()["threads"] == 0)
 
 
 class Alarm(Exception):

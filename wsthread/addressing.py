@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from .connection import Connection
 from .entries import Addressed
@@ -54,7 +54,7 @@ def choose(registry: Registry[Connection], to: Addressees | None, exclude: Addre
     return Chosen(members, gone)
 
 
-def fixed(addressees: Addressees | None) -> Addressees | None:
+def fixed(addressees: Any) -> Any:
     """Return addressees that can be gone through more than once, whatever a caller has given."""
     if addressees is None or isinstance(addressees, (str, bytes, bytearray, memoryview, Connection)):
         return addressees

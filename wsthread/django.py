@@ -40,6 +40,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.http import HttpRequest, HttpResponse
 from django.utils.http import is_same_domain
+from werkzeug.wrappers import Response
 
 from . import clock
 from .callbacks import check_function
@@ -169,7 +170,7 @@ class WebSocketMiddleware:
             return response
         error = _error_for(response.status_code, location, getattr(request, "user", None))
         tell_refusal(wsgi_environ(request), error)
-        return HttpResponse(f"{error.reason}\n", status=error.status, content_type="text/plain; charset=utf-8")
+        return refusal(Response.from_app(error, request.META))
 
 
 # The settings

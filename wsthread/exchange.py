@@ -185,7 +185,7 @@ class Exchange:
         keeps = self.hub.recovery.is_on
         if self._line is None and not keeps:
             return self.hub.broadcast(message, to, exclude)
-        to, exclude = fixed(to), fixed(exclude) or ()
+        to, exclude = fixed(to), fixed(exclude)
         addressed = elsewhere(to, exclude)
         if not keeps or not addressed:
             outcome = self.hub.broadcast(message, to, exclude)
@@ -206,7 +206,7 @@ class Exchange:
     def close_many(self, close: Close, to: Addressees | None, exclude: Addressees) -> int:
         """Close members of all processes; see :meth:`wsthread.Manager.close`."""
         self.start()
-        to, exclude = fixed(to), fixed(exclude) or ()
+        to, exclude = fixed(to), fixed(exclude)
         closed = self.hub.close(choose(self.hub.registry, to, exclude).members, close)
         addressed = elsewhere(to, exclude)
         if addressed:
@@ -319,7 +319,8 @@ class Exchange:
             return
         if self._owes_presence:
             self._owes_presence = False
-            self._errands.add(self._tell_anew)
+            if not self._errands.add(self._tell_anew):
+                self._owes_presence = True
         if line.knows_ends or now < self._signed_at + _SIGN_OF_LIFE:
             return
         self._signed_at = now

@@ -17,6 +17,7 @@ from werkzeug.exceptions import BadRequest, HTTPException
 from werkzeug.routing import MapAdapter, RequestRedirect, WebsocketMismatch
 
 from .configuration import Configuration
+from .exceptions import REFUSED_HEADER
 from .flask_contexts import own_argument
 from .logs import tell_refusal
 from .wire.handshake import tokens
@@ -107,7 +108,15 @@ def _reason(error: WebsocketMismatch) -> str:
         f"so: @app.route({rule.rule!r}, websocket=True).")
 
 
+class _Refusal(BadRequest):
+    """A refusal that error handlers of the application may answer in their own way."""
+
+    def get_headers(self, *args: Any, **options: Any) -> list[tuple[str, str]]:
+        """Return the headers of a BadRequest, and ours."""
+        return [*super().get_headers(*args, **options), (REFUSED_HEADER, "request")]
+
+
 def _refusal(reason: str) -> BadRequest:
-    error = BadRequest(reason)
+    error = _Refusal(reason)
     tell_refusal(request.environ, error)
     return error

@@ -134,17 +134,22 @@ class Upgrader:
     def _refuse(self, environ: dict[str, Any], error: HandshakeError) -> Response:
         hub_of(self._manager).counters.refuse(f"{error.status.value} {error.status.phrase}")
         tell_refusal(environ, error)
-        return Response.from_app(error, environ)
+        response = Response.from_app(error, environ)
+        if not servers.takes_upgrade(environ):
+            response.headers.pop("Upgrade", None)
+        return response
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None, bool]:
         environ, options = request.environ, self._options
         headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
-        if "sec-websocket-key" in headers:  # Without one it is a request like any other, on every server.
+        version = environ.get("SERVER_PROTOCOL", "")
+        # Without a key it is a request like any other, on every server. HTTP/2 has no sockets to be found.
+        if "sec-websocket-key" in headers and not version.startswith("HTTP/2"):
             _, shown = servers.find(environ)
             certificate = certificate_of(shown)
             if certificate is not None:
                 environ[CERTIFICATE_KEY] = certificate
-        key = check_request(environ["REQUEST_METHOD"], environ.get("SERVER_PROTOCOL", ""), headers)
+        key = check_request(environ["REQUEST_METHOD"], version, headers)
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
         subprotocol = select_subprotocol(offered, options.subprotocols, options.require_subprotocol)

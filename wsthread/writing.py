@@ -411,15 +411,22 @@ class Writer(SendState):
 
     def cut(self, reason: str) -> None:
         """Give up the TCP connection."""
+        try:
+            self._cut(reason)
+        except BaseException:  # Of another signal handler, say, while one is what we are called for.
+            self._cut(reason)
+            raise
+
+    def _cut(self, reason: str) -> None:  # Each step may be done again.
         self.ending.fail(CloseCode.ABNORMAL_CLOSURE, reason)
         self.clear = False
         try:
+            if self.transport is not None:  # First of all, for it wakes the connection's own thread.
+                self.transport.shutdown()
             self._held.clear()
             self.outbox.clear()
             self._unwatch()
             self._wake()
-            if self.transport is not None:
-                self.transport.shutdown()
         finally:
             self.leave()
 

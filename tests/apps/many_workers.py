@@ -22,7 +22,7 @@ app = Flask(__name__)
 options: dict[str, Any] = json.loads(os.environ.get("MANAGER", "{}"))
 manager = ListenableManager(**options)
 upgrader = Upgrader(manager)
-another = ListenableManager(**({"name": os.environ["ANOTHER"]} if "ANOTHER" in os.environ else {}))
+another = ListenableManager(name=os.environ.get("ANOTHER"))
 another_upgrader = Upgrader(another)
 ws = WebSockets(app)
 noticed: list[Any] = []

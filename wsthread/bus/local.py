@@ -7,8 +7,10 @@ the last one. Where nobody else serves the application, there is none.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +18,14 @@ from .. import servers
 from ..exceptions import BackplaneFull
 from ..locks import taking
 from ..logs import tell_aside
-from .backplane import Backplane, Health, Listener, NotNeeded, new_publisher
+from .backplane import Backplane, BackplaneUnavailable, Health, Listener, NotNeeded, new_publisher
 from .directory import open_directory
 from .mesh import Mesh
 from .parcels import MOST_PAYLOAD
 
-_lock = threading.Lock()  # Guards the next one.
+_lock = threading.Lock()  # Guards the next two.
 _meshes: dict[str, Mesh] = {}  # By their directories; usually one.
+_users: Counter[Mesh] = Counter()  # How many managers have each; also those that are about to start.
 
 
 class LocalBackplane(Backplane):
@@ -38,6 +41,7 @@ class LocalBackplane(Backplane):
     def __init__(self, room: Sequence[str] | None = None) -> None:
         super().__init__()
         self._room = room
+        self._process = os.getpid()  # The one that the publisher's id belongs to.
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -55,7 +59,12 @@ class LocalBackplane(Backplane):
         """Meet the others; see :class:`wsthread.bus.backplane.Backplane`, as for all here."""
         room = servers.room() if self._room is None else self._room
         if room is None:
+            processes = servers.processes()
+            if processes > 1:
+                raise BackplaneUnavailable(f"{processes} workers serve, and none can find the others under this server")
             raise NotNeeded("nobody else serves the application")
+        if self._process != os.getpid():  # It was made before the fork, as with gunicorn --preload.
+            self._process, self.publisher = os.getpid(), new_publisher()
         self.listener = listener
         self._name = name
         self._since = time.time()
@@ -64,6 +73,7 @@ class LocalBackplane(Backplane):
             mesh = _meshes.get(str(directory))
             if mesh is None or not mesh.is_alive:
                 mesh = _meshes[str(directory)] = Mesh(directory)
+            _users[mesh] += 1
             self._mesh, self._directory = mesh, str(directory)
         if not mesh.start(name, self, recalls=history > 0):
             tell_aside(
@@ -101,10 +111,15 @@ class LocalBackplane(Backplane):
         mesh, self._mesh = self._mesh, None
         if mesh is None:
             return
+        mesh.end(self._name, self, timeout)
         with taking(_lock):
-            if mesh.end(self._name, self, timeout):
-                _meshes.pop(self._directory, None)
-                mesh.stop()
+            _users[mesh] -= 1
+            if _users[mesh] > 0:  # Another manager may be about to start, and the mesh does not know it yet.
+                return
+            del _users[mesh]
+            if _meshes.get(self._directory) is mesh:
+                del _meshes[self._directory]
+            mesh.stop()
 
     def reset_after_fork(self) -> None:
         """Be as before the start, in a child."""
@@ -112,6 +127,7 @@ class LocalBackplane(Backplane):
         _lock = threading.Lock()  # Another thread of the parent may have held it.
         if self._mesh is not None and _meshes.get(self._directory) is self._mesh:
             del _meshes[self._directory]
+            _users.pop(self._mesh, None)
             self._mesh.close_after_fork()
-        self.publisher = new_publisher()
+        self._process, self.publisher = os.getpid(), new_publisher()
         self._begin_anew()

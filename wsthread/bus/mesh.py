@@ -200,8 +200,8 @@ class Mesh:
             self._wake()
         return number
 
-    def end(self, name: str, line: Line, timeout: float) -> bool:
-        """Stop listening for a manager, when the others have what it has published; return whether it was the last.
+    def end(self, name: str, line: Line, timeout: float) -> None:
+        """Stop listening for a manager, when the others have what it has published.
 
         Args:
             name: the manager's.
@@ -212,7 +212,6 @@ class Mesh:
         end = time.monotonic() + timeout
         while self.queued()[0] and time.monotonic() < end:
             time.sleep(_STEP)
-        return not self._lines
 
     def queued(self) -> tuple[int, int, int]:
         """Return how many parcels wait, how many processes are known, and for how many entries are left out."""

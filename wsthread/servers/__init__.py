@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
+from ..exceptions import DetachError
 from .cheroot import Cheroot
 from .gunicorn import Gunicorn
 from .in_process import InProcess
@@ -42,9 +43,22 @@ def find(environ: dict[str, Any]) -> tuple[Server, socket.socket | int]:
     raise no_socket(environ)
 
 
+def takes_upgrade(environ: dict[str, Any]) -> bool:
+    """Tell whether the response to a request may have the header Upgrade. Call it in the thread that serves it."""
+    try:
+        return next((server.takes_upgrade for server in SERVERS if server.find_socket(environ) is not None), True)
+    except DetachError:  # There is no socket, so there is no 426 either.
+        return True
+
+
 def room() -> tuple[str, ...] | None:
     """Return what this process has in common with those that serve the same application. Any thread may call it."""
     return next((room for room in (server.room() for server in SERVERS) if room is not None), None)
+
+
+def processes() -> int:
+    """Return how many processes serve the application, as far as the server tells. Any thread may call it."""
+    return max(server.processes() for server in SERVERS)
 
 
 def is_stopping() -> bool:

@@ -6,11 +6,10 @@ server ends its threads when it stops, and then the process; ``atexit`` is early
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
-from .server import Server
-
-_READ_SIZE = 65536
+from .server import Server, read_rest
 
 
 class Cheroot(Server):
@@ -18,12 +17,13 @@ class Cheroot(Server):
 
     def find_socket(self, environ: dict[str, Any]) -> object:
         """Return the socket below the file that the server reads requests from."""
-        return getattr(getattr(_file(environ), "raw", None), "_sock", None)
+        raw = getattr(_file(environ), "raw", None)
+        found = getattr(raw, "_sock", None)
+        return found if isinstance(raw, socket.SocketIO) and isinstance(found, socket.socket) else None
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
         """Read what is left in that file."""
-        file: Any = _file(environ)
-        return b"".join(iter(lambda: file.read(_READ_SIZE), b""))
+        return read_rest(_file(environ))
 
 
 def _file(environ: dict[str, Any]) -> object:

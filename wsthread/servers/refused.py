@@ -19,6 +19,8 @@ _NAMELESS = {"bjoern": "bjoern", "hypercorn": "hypercorn", "granian": "Granian",
 
 def no_socket(environ: dict[str, Any]) -> DetachError:
     """Return the error for a request of a server that none of our rooms knows."""
+    if _is_green(environ.get("wsgi.input")) or environ.get("SERVER_SOFTWARE", "").startswith("gevent/"):
+        return _green_sockets()
     software = environ.get("SERVER_SOFTWARE") or next(
         (name for module, name in _NAMELESS.items() if module in sys.modules), "This WSGI server")
     return DetachError(
@@ -32,9 +34,8 @@ def check_socket(shown: object) -> socket.socket | int:
     Raises:
         DetachError: no thread can.
     """
-    if type(shown).__module__.partition(".")[0] in _GREEN:
-        raise DetachError(
-            "gevent and eventlet workers show sockets that threads cannot serve; use gunicorn --worker-class gthread")
+    if _is_green(shown):
+        raise _green_sockets()
     if isinstance(shown, ssl.SSLSocket) and type(shown) is not ssl.SSLSocket:
         raise DetachError(
             f"the server's TLS socket is a {type(shown).__module__}.{type(shown).__qualname__}, which cannot be taken "
@@ -44,3 +45,12 @@ def check_socket(shown: object) -> socket.socket | int:
     if not isinstance(shown, socket.socket):
         raise DetachError(f"the server shows a {type(shown).__name__} instead of a socket")
     return shown
+
+
+def _is_green(one: object) -> bool:
+    return type(one).__module__.partition(".")[0] in _GREEN
+
+
+def _green_sockets() -> DetachError:
+    return DetachError(
+        "gevent and eventlet workers show sockets that threads cannot serve; use gunicorn --worker-class gthread")

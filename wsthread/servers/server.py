@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+_READ_SIZE = 65536
+
 
 class Server:
     """A WSGI server, as far as its sockets and its end go. One subclass per server, in a module of its own.
@@ -21,7 +23,9 @@ class Server:
     4. Stop the server in each way that it has, with a connection open. If the client does not get a Close with 1001,
        or the process is killed before the client has answered, write :meth:`is_stopping` and :meth:`time_to_stop`.
     5. Look into the server's log. If the response on the dummy makes it complain, set :attr:`dummy_headers`.
-    6. Add it to ``SERVERS`` in ``servers/__init__.py``, to ``SERVERS`` of ``tests/servers.py``, and write
+    6. Ask for the address without the headers of a handshake. If that is a 500 instead of a 426, the server holds
+       applications to PEP 3333: set :attr:`takes_upgrade` to False.
+    7. Add it to ``SERVERS`` in ``servers/__init__.py``, to ``SERVERS`` of ``tests/servers.py``, and write
        ``tests/test_servers_<name>.py``.
 
     One object is for all requests of a process, so it holds no state.
@@ -30,10 +34,13 @@ class Server:
         own_keys: how the names begin that the server adds to the environ for itself. A connection lives longer than
             its request and drops them, so that it does not keep the server's objects alive.
         dummy_headers: headers of the response that the server writes to its dummy. No client ever reads them.
+        takes_upgrade: whether a response may have the header Upgrade, which a 426 has to have (RFC 9110 15.5.22). PEP
+            3333 forbids it to applications, and some servers then answer with a 500.
     """
 
     own_keys: tuple[str, ...] = ()
     dummy_headers: tuple[tuple[str, str], ...] = ()
+    takes_upgrade = True
 
     def find_socket(self, environ: dict[str, Any]) -> object:
         """Return what the server shows as the socket of a request; None when the request is not this server's.
@@ -61,6 +68,13 @@ class Server:
         """
         return None
 
+    def processes(self) -> int:
+        """Return how many processes serve the application, as far as this server tells; 1 when it does not.
+
+        It matters only where :meth:`room` is None. Any thread may call it.
+        """
+        return 1
+
     def is_stopping(self) -> bool:
         """Tell whether this server runs the process and has begun to stop it. Any thread may call it, and often."""
         return False
@@ -71,3 +85,8 @@ class Server:
         Infinity when it does not run the process, or does not kill. Any thread may call it.
         """
         return math.inf
+
+
+def read_rest(file: Any) -> bytes:
+    """Return what is left in the buffered file of a server, whose file descriptor leads to the dummy already."""
+    return b"".join(iter(lambda: file.read(_READ_SIZE), b""))  # Validators insist on a size.

@@ -49,6 +49,11 @@ class Uwsgi(Server):
                 "with --http-websockets, and --socket for the workers")
         return uwsgi.connection_fd()
 
+    def processes(self) -> int:
+        """Return uWSGI's number of workers."""
+        count = getattr(sys.modules.get("uwsgi"), "numproc", None)
+        return count if isinstance(count, int) else 1
+
     def time_to_stop(self) -> float:
         """Return the worker's mercy, less a margin."""
         if "uwsgi" not in sys.modules:

@@ -7,6 +7,7 @@ EOF and forgets the channel. The server tells nothing when it stops; ``atexit`` 
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 from .server import Server
@@ -16,18 +17,29 @@ class Waitress(Server):
     """waitress' server."""
 
     own_keys = ("waitress.",)
+    takes_upgrade = False
 
     def find_socket(self, environ: dict[str, Any]) -> object:
         """Return the socket of the channel that the request came through."""
-        return getattr(_channel(environ), "socket", None)
+        found = getattr(_channel(environ), "socket", None)
+        return found if isinstance(found, socket.socket) else None
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
-        """Take the bytes from the parser that has got them, if they are no whole head of a request."""
+        """Take the bytes from the parser that has got them, and the requests that it has made of them.
+
+        Those must not be served: a proxy believes that this connection speaks WebSocket now, and lets anything pass.
+        What they were made of is gone, but for the empty line in it. That is no frame, and ends the connection.
+        """
         channel: Any = _channel(environ)
         lock = getattr(channel, "requests_lock", None)
         if lock is None:
             return b""
         with lock:  # The main thread may be parsing them.
+            requests = getattr(channel, "requests", None)
+            if isinstance(requests, list) and len(requests) > 1:
+                del requests[1:]  # The first is the handshake.
+                channel.request = None
+                return b"\r\n\r\n"
             head = getattr(getattr(channel, "request", None), "header_plus", None)
             if not isinstance(head, bytes):
                 return b""

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .server import Server
-
-_READ_SIZE = 65536
+from .server import Server, read_rest
 
 
 class Werkzeug(Server):
@@ -23,5 +21,4 @@ class Werkzeug(Server):
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
         """Read what is left in the buffered file that the server parses requests from."""
-        file = environ["wsgi.input"]
-        return b"".join(iter(lambda: file.read(_READ_SIZE), b""))  # Validators insist on a size.
+        return read_rest(environ["wsgi.input"])

@@ -1,32 +1,39 @@
-"""The standard library's wsgiref, and what is made of it, such as Django's ``runserver`` and Bottle's ``run``.
+"""The server of the standard library, and what is built on it: Django's ``runserver``, ``Bottle.run``.
 
-Requests are read from a buffered file on the socket. The application gets that file as its body, or Django's
-LimitedStream, which keeps bound methods of it. The server tells nothing when it stops, as Werkzeug's: the process ends,
-and ``atexit`` is early enough.
+The body of a request is the buffered file that the requests of a connection are parsed from, and the socket is below
+it. Django puts a stream of its own before that file, which keeps one of its methods.
+
+Like Werkzeug's server it says nothing when it stops: the process ends, and ``atexit`` is early enough. Django's
+autoreload ends it in the same way.
 """
 
 from __future__ import annotations
 
+import io
+import socket
 from typing import Any
 
-from .server import Server
-
-_READ_SIZE = 65536
+from .server import Server, read_rest
 
 
 class Wsgiref(Server):
-    """A server made of :mod:`wsgiref`, with threads or without."""
+    """A server for development that was made of :mod:`wsgiref.simple_server`, with threads or without."""
+
+    takes_upgrade = False
 
     def find_socket(self, environ: dict[str, Any]) -> object:
-        """Return the socket below the file that the server reads requests from."""
-        return getattr(getattr(_file(environ), "raw", None), "_sock", None)
+        """Return the socket below the request's file."""
+        raw = getattr(_file(environ), "raw", None)
+        found = getattr(raw, "_sock", None)
+        return found if isinstance(raw, socket.SocketIO) and isinstance(found, socket.socket) else None
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
-        """Read what is left in that file."""
-        file: Any = _file(environ)
-        return b"".join(iter(lambda: file.read(_READ_SIZE), b""))
+        """Read what is left in the buffer of the request's file."""
+        return read_rest(_file(environ))
 
 
-def _file(environ: dict[str, Any]) -> object:
+def _file(environ: dict[str, Any]) -> Any:
     body = environ.get("wsgi.input")
-    return getattr(getattr(body, "_read", None), "__self__", body)
+    if not isinstance(body, io.BufferedReader):
+        body = getattr(getattr(body, "_read", None), "__self__", None)  # Django's LimitedStream
+    return body if isinstance(body, io.BufferedReader) else None
