@@ -77,6 +77,7 @@ class Line(Backplane):
             line.listener.note_gone(self.publisher)
 
     def reset_after_fork(self) -> None:
+        self.bus.lock = threading.RLock()  # A thread of the parent may have held it.
         self.calls.append("reset")
 
 
