@@ -43,7 +43,7 @@ def test_messages(own_redis: RedisServer, name: str, listening: Listener, monkey
     assert [entries.addressed(one).to for one in came[:2]] == [None, {"a", "b"}]
     assert entries.data_of(came[4]) == {"logout": 42}
     assert entries.close_of(came[5]) == (4401, "logged out")
-    assert entries.addressed(came[5]).to == {"user:42"}
+    assert entries.addressed(came[5]).to == frozenset({"user:42"})
 
 
 @pytest.mark.parametrize("arguments", [
