@@ -320,9 +320,13 @@ def test_open_files(doctor: Any) -> None:
         assert doctor("--connections", "100", "--pid", str(worker))[:2] == (0, [])
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (100, 100))
         assert doctor("--connections", "100", "--pid", str(worker))[:2] == (1, [("open-files", "machine")])
-        with pytest.raises(HandshakeRefused):
-            for _ in range(100):
+        refused = 0
+        while refused < 5:  # What the first ones took is given back a moment later.
+            try:
                 stack.enter_context(connect(server.url("/ws", "ws")))
+            except HandshakeRefused:
+                refused += 1
+                time.sleep(0.2)
         assert doctor(server.url("/ws", "ws"))[:2] == (1, [("open-files", "machine")])
 
 

@@ -312,7 +312,7 @@ def spread_of_any(server: Server, count: int) -> list[Client]:
                 client.pid = int(client.ask("pid"))
                 clients.append(client)
         if len(clients) == count:
-            time.sleep(0.5)
+            time.sleep(1.5)  # It ends when it looks the next time.
             pump(clients, lambda: True)
             clients = [client for client in clients if client.read()]
     return clients

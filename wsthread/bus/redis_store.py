@@ -151,7 +151,8 @@ class Address:
             raise ImportError("messages over Redis need redis-py: pip install 'wsthread[redis]'") from error
         self._target = redis_url.parse(url)
         self.label = self._target.label
-        self._options: dict[str, Any] = {**parse_url(self._target.url), **options}
+        parse: Callable[[str], dict[str, Any]] = parse_url  # It has no types in older versions.
+        self._options: dict[str, Any] = {**parse(self._target.url), **options}
         for one in ("decode_responses", "encoding", "encoding_errors", "max_connections", "timeout"):
             self._options.pop(one, None)  # They are for other uses of the same URL.
         self._connection_class = self._options.pop("connection_class", None)
