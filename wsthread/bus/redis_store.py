@@ -12,7 +12,7 @@ is opened by the first command, and closed by any error. After that the next com
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from . import redis_url
