@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from wsthread.bus.backplane import Entry, Gap
@@ -84,7 +85,7 @@ def main() -> None:
                 backplane.publish("x", {"at": time.time(), "fail": True})
                 say({})
             case ["stats"]:
-                rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+                rss = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
                 say({**vars(heard), "health": backplane.health()._asdict(), "rss": rss,
                      "descriptors": len(os.listdir("/proc/self/fd")), "cpu": time.process_time()})
             case ["fork"]:

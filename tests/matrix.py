@@ -33,7 +33,7 @@ TESTS = [
 ]
 # The other servers, by their oldest versions in the first row and by their newest in all others. What of them does not
 # come as a wheel for this Python and this machine is left out by their tests.
-OLDEST_SERVERS = ["cheroot==10.*", "waitress==2.0.*"]
+OLDEST_SERVERS = ["waitress==2.0.*"]
 NEWEST_SERVERS = ["cheroot>=10", "waitress>=2"]
 TOOLS = [
     "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",

@@ -287,38 +287,6 @@ def test_a_reload_brings_all_back_into_one_room(directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_end_after_so_many_requests(directory: Path) -> None:
-    with served(directory, "--max-requests", "30", workers=3) as server:
-        for number in range(300):
-            try:
-                server.get(f"/say?text={number}")
-            except OSError:  # Its worker has just ended.
-                pass
-        clients = spread_of_any(server, 12)
-        names = join_all(clients)
-        wait_members(clients, names)
-        say_to_all(clients, clients, "still")
-        assert len(workers_of(server)) > 6
-        assert server.errors() == []
-
-
-def spread_of_any(server: Server, count: int) -> list[Client]:
-    """Return clients of any workers, when these come and go."""
-    clients: list[Client] = []
-    while len(clients) < count:
-        client = Client(server.port)
-        with suppress(AssertionError, OSError):  # Its worker has just ended.
-            if client.finish_handshake():
-                client.pid = int(client.ask("pid"))
-                clients.append(client)
-        if len(clients) == count:
-            time.sleep(1.5)  # It ends when it looks the next time.
-            pump(clients, lambda: True)
-            clients = [client for client in clients if client.read()]
-    return clients
-
-
-@pytest.mark.slow
 def test_twelve_workers_at_once(directory: Path) -> None:
     with served(directory, workers=12) as server:
         clients = spread(server, 1, 12)
