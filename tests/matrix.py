@@ -31,10 +31,6 @@ TESTS = [
     "tests/test_django_testing.py", "tests/test_django_servers.py", "tests/test_wsgi_servers.py",
     "tests/test_tls_servers.py",
 ]
-# The other servers, by their oldest versions in the first row and by their newest in all others. What of them does not
-# come as a wheel for this Python and this machine is left out by their tests.
-OLDEST_SERVERS = ["waitress==2.0.*"]
-NEWEST_SERVERS = ["cheroot>=10", "waitress>=2"]
 TOOLS = [
     "Flask-HTTPAuth>=4.8", "Flask-JWT-Extended>=4.6", "Flask-Login>=0.6.3", "Flask-Principal>=0.4",
     "Flask-SQLAlchemy>=3.1", "pytest>=8", "pytest-timeout>=2.3", "redis>=5", "trustme>=1.1",
@@ -67,7 +63,7 @@ class Row(NamedTuple):
             for name, version in zip(NAMES, self)]
         if self.gunicorn.startswith("20."):
             lines.append("setuptools<81")  # gunicorn 20 imports pkg_resources, which is part of it until then.
-        return [*lines, *(OLDEST_SERVERS if self == ROWS[0] else NEWEST_SERVERS), *TOOLS]
+        return [*lines, *TOOLS]
 
 
 # Versions as people have them together, the newest gunicorn with each Werkzeug, and the newest of all last. A gunicorn

@@ -6,10 +6,9 @@ server ends its threads when it stops, and then the process; ``atexit`` is early
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
-from .server import Server, read_rest
+from .server import Server, read_rest, socket_below
 
 
 class Cheroot(Server):
@@ -17,9 +16,7 @@ class Cheroot(Server):
 
     def find_socket(self, environ: dict[str, Any]) -> object:
         """Return the socket below the file that the server reads requests from."""
-        raw = getattr(_file(environ), "raw", None)
-        found = getattr(raw, "_sock", None)
-        return found if isinstance(raw, socket.SocketIO) and isinstance(found, socket.socket) else None
+        return socket_below(_file(environ))
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
         """Read what is left in that file."""

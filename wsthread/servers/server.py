@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from typing import Any
 
 _READ_SIZE = 65536
@@ -85,6 +86,13 @@ class Server:
         Infinity when it does not run the process, or does not kill. Any thread may call it.
         """
         return math.inf
+
+
+def socket_below(file: object) -> socket.socket | None:
+    """Return the socket below the buffered file of a server; None when there is none."""
+    raw = getattr(file, "raw", None)
+    found = getattr(raw, "_sock", None)
+    return found if isinstance(raw, socket.SocketIO) and isinstance(found, socket.socket) else None
 
 
 def read_rest(file: Any) -> bytes:

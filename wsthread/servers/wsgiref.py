@@ -10,10 +10,9 @@ autoreload ends it in the same way.
 from __future__ import annotations
 
 import io
-import socket
 from typing import Any
 
-from .server import Server, read_rest
+from .server import Server, read_rest, socket_below
 
 
 class Wsgiref(Server):
@@ -23,9 +22,7 @@ class Wsgiref(Server):
 
     def find_socket(self, environ: dict[str, Any]) -> object:
         """Return the socket below the request's file."""
-        raw = getattr(_file(environ), "raw", None)
-        found = getattr(raw, "_sock", None)
-        return found if isinstance(raw, socket.SocketIO) and isinstance(found, socket.socket) else None
+        return socket_below(_file(environ))
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
         """Read what is left in the buffer of the request's file."""
