@@ -199,7 +199,7 @@ def test_an_admission_comes_back(monkeypatch: pytest.MonkeyPatch, name: str, err
         max_connections=1)
 
     def fail(*args: object, **options: object) -> None:
-        if threading.current_thread().name == "wsthread-housekeeper":  # It may attend one; no signal handler runs there.
+        if threading.current_thread().name == "wsthread-housekeeper":  # No signal handler runs there.
             raise MemoryError("injected")
         raise error("injected")
 
