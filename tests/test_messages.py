@@ -613,3 +613,29 @@ def test_what_is_held_of_a_message() -> None:
     assert reader.next_message() is None
     assert reader.room() is not None
     assert reader.held == 4 + (1 << 16)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_compressed_messages_that_nobody_gets(begun: bool) -> None:
+    """They are skipped, cost nothing, and may even be wrong; what comes between them and behind them is seen."""
+    reader = MessageReader(max_size=100, inflater=Inflater(15, False))
+    first = client_frame(TEXT, deflated("é".encode() * 20)[:5], fin=False, rsv=RSV1)
+    bomb = client_frame(BINARY, deflated(bytes(1 << 20)), rsv=RSV1)
+    if begun:
+        reader.feed(first)
+        assert reader.next_message() is None
+        before = reader.inflated
+    reader.inflates = False
+    if not begun:
+        reader.feed(first)
+        before = 0
+    reader.feed(client_frame(PING) + client_frame(CONTINUATION, b"junk") + bomb * 3 + client_frame(BINARY, b"plain"))
+    assert [reader.next_message() for _ in range(3)] == [(PING, b""), (BINARY, b"plain"), None]
+    assert (reader.inflated, reader.is_within_message) == (before, False)
+
+
+def test_what_is_inflated_is_counted() -> None:
+    reader = MessageReader(inflater=Inflater(15, False))
+    reader.feed(client_frame(BINARY, deflated(bytes(1000)), rsv=RSV1) * 2 + client_frame(BINARY, b"plain"))
+    assert [message is not None for message in (reader.next_message() for _ in range(4))] == [True, True, True, False]
+    assert reader.inflated == 2000

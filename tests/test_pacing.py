@@ -9,10 +9,12 @@ import time
 import pytest
 from clients import RawClient
 from servers import serve_here, wait_until
-from wire import TEXT, client_frame
+from wire import RSV1, TEXT, client_frame, deflated
 
 from wsthread import ListenableManager, pacing, receiving
-from wsthread.pacing import DEAREST, LONGEST, Turn, wait_for_turn
+from wsthread.pacing import LONGEST, Turn, wait_for_turn
+
+DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 
 
 class Clock:
@@ -86,29 +88,52 @@ def test_a_limit(clock: Clock, limit: float, expected: float) -> None:
     assert waited(clock, 0.1, limit) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("spent", "frames", "expected"), [
-    (0.001, 1000, 0.001),
-    (5.0, 10, 10 * DEAREST),  # The application computes.
-    (0.0, 10, 0.0),
-    (1.0, 0, 0.0),
+class Counts:
+    """What a connection has got."""
+
+    frames, inflated = 7, 70_000
+
+
+@pytest.mark.parametrize(("spent", "frames", "inflated", "expected", "is_over"), [
+    (0.001, 1000, 0, 0.001, True),
+    (0.001, 1, 1 << 21, 0.001, True),
+    (5.0, 10, 0, 0.0002, False),  # The application computes.
+    (5.0, 0, 100_000, 0.0008, False),
+    (0.0, 10, 10, 0.0, False),
+    (1.0, 0, 0, 0.0, False),
 ])
-def test_cost(clock: Clock, spent: float, frames: int, expected: float) -> None:
-    turn = Turn(7)
+def test_cost(clock: Clock, spent: float, frames: int, inflated: int, expected: float, is_over: bool) -> None:
+    counts = Counts()
+    turn = Turn(counts)
     clock.spent += spent
-    assert turn.cost(7 + frames) == pytest.approx(expected)
+    counts.frames += frames
+    counts.inflated += inflated
+    assert turn.cost() == pytest.approx(expected)
+    assert turn.is_over == is_over
+
+
+def test_short_turns_are_not_waited_for(clock: Clock) -> None:
+    assert [waited(clock, 0.0009) for _ in range(4)] == [0, 0, 0, 0]
+    waited(clock, 0.1)
+    assert waited(clock, 0.0009) == 0
+
+
+BOMB = client_frame(TEXT, deflated(bytes(500_000)), rsv=RSV1)
 
 
 @pytest.mark.parametrize(("sent", "paced"), [
     (client_frame(TEXT, b"x") * 200_000, True),
     (client_frame(TEXT, b"x") * 100, False),
     (client_frame(TEXT, bytes(100_000)) * 20, False),
-], ids=["many", "few", "large"])
+    (BOMB * 50, True),
+    (client_frame(TEXT, deflated(b"x"), rsv=RSV1) * 1000, False),
+], ids=["many", "few", "large", "bombs", "compressed"])
 def test_who_takes_turns(monkeypatch: pytest.MonkeyPatch, sent: bytes, paced: bool) -> None:
-    """Whose messages pile up; large ones cost next to nothing."""
+    """Whose messages pile up, on the wire or by inflating; large ones cost next to nothing."""
     costs: list[float] = []
     monkeypatch.setattr(receiving, "wait_for_turn", lambda cost, limit: costs.append(cost))
     manager = ListenableManager(on_message=lambda conn, opcode, payload: None)
-    with serve_here(manager) as port, RawClient(port).open("/ws") as client:
+    with serve_here(manager) as port, RawClient(port).open("/ws", DEFLATE) as client:
         client.send(sent)
         wait_until(lambda: manager.stats()["bytes_received"] == len(sent))
     assert (sum(costs) > 0.01) == paced

@@ -8,13 +8,15 @@ import socket
 import threading
 import time
 import tracemalloc
+from typing import Any
 
 import pytest
 from peer import TIMEOUT, Connect, Recorder, connect, run_handler
 from servers import wait_until
-from wire import client_frame
+from wire import RSV1, client_close, client_frame, deflated
 
-from wsthread import Connection, Opcode, SimpleManager
+from wsthread import Connection, Deflate, Opcode, SimpleManager
+from wsthread.wire.deflate import Inflater
 
 __all__ = ["connect"]
 
@@ -60,6 +62,26 @@ def test_receive_with_timeout_from_a_peer_that_sends_no_message(connect: Connect
     while not timed_out.is_set() and time.monotonic() < end:
         peer.socket.sendall(pongs)
     assert timed_out.is_set()
+
+
+def test_bombs_are_not_inflated_for_nobody(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those that wait when the application has closed, nor those that come then: it would take a second."""
+    bomb = client_frame(Opcode.BINARY, deflated(bytes(1 << 20)), rsv=RSV1)
+    inflate, inflated = Inflater.inflate, []
+
+    def count(*args: Any) -> bytes:
+        data = inflate(*args)
+        inflated.append(len(data))
+        return data
+
+    monkeypatch.setattr(Inflater, "inflate", count)
+    manager = SimpleManager(lambda conn: conn.close() if conn.receive() else None)
+    _, peer = connect(manager, agreement=Deflate().negotiate([("permessage-deflate", [])]))
+    peer.socket.sendall(bomb * 50)
+    assert peer.read_close() == 1000
+    peer.socket.sendall(bomb * 50 + client_close(1000))
+    assert peer.at_eof()
+    assert inflated == [1 << 20]
 
 
 def test_an_idle_connection_keeps_no_message(connect: Connect) -> None:

@@ -1,20 +1,27 @@
-"""Turns of peers that send small messages faster than they can be handled.
+"""Turns of peers that send small messages, or such as inflate to large ones, faster than they can be handled.
 
 Such a peer keeps the thread of its connection busy without a pause. Python passes its lock on every 5 ms, so beside
 eight of them everybody else waits 40 ms each time: other connections, pages, broadcasts. So these threads take turns,
 in the whole process: each waits until those before it are likely to be done, and for as long again, which is the time
-that the others get. One such peer alone is not slowed down, nor is anybody whose messages do not pile up, or are large.
+that the others get. One such peer alone is not slowed down, nor is anybody whose messages do not pile up, or are large
+on the wire.
 
-What a turn cost is the processor time of the thread, and no more than ``DEAREST`` for each frame: an application that
-computes for long may do so on as many processors as it likes.
+What a turn cost is the processor time of the thread, and no more than what the library may have spent on what came: an
+application that computes for long may do so on as many processors as it likes.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from typing import Protocol
 
-DEAREST = 2e-5  # Seconds.
+# Seconds that the library spends at most on a frame, and on a byte that was inflated, with its way to the application
+# and back.
+_PER_FRAME = 2e-5
+_PER_INFLATED_BYTE = 8e-9
+_LONG = 0.01  # Seconds, likewise, after which a turn ends, whatever else has come.
+_LEAST = 0.001  # Seconds of a turn that is not worth waiting for.
 LONGEST = 0.5  # Seconds that anybody waits.
 _SHARE = 2.0  # One part in so many of the time is for all of them.
 
@@ -24,22 +31,44 @@ _free_at = 0.0
 _last = 0
 
 
+class Counts(Protocol):
+    """What one connection has got so far."""
+
+    @property
+    def frames(self) -> int:
+        """How many frames."""
+
+    @property
+    def inflated(self) -> int:
+        """How many bytes by inflating."""
+
+
 class Turn:
-    """The turn of one thread: what it handles between two reads.
+    """The turn of one thread: what it handles of what came.
 
     Args:
-        frames: how many its connection has got so far, and so at the end.
+        counts: of its connection.
     """
 
-    __slots__ = ("_frames", "_spent")
+    __slots__ = ("_counts", "_dearest", "_spent")
 
-    def __init__(self, frames: int) -> None:
-        self._frames = frames
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
+        self._dearest = _dearest(counts)
         self._spent = time.thread_time()
 
-    def cost(self, frames: int) -> float:
+    @property
+    def is_over(self) -> bool:
+        """Whether others have their turn now, although more has come."""
+        return _dearest(self._counts) - self._dearest > _LONG
+
+    def cost(self) -> float:
         """Return how many seconds it took; the thread whose turn it is calls it."""
-        return min(time.thread_time() - self._spent, (frames - self._frames) * DEAREST)
+        return min(time.thread_time() - self._spent, _dearest(self._counts) - self._dearest)
+
+
+def _dearest(counts: Counts) -> float:
+    return counts.frames * _PER_FRAME + counts.inflated * _PER_INFLATED_BYTE
 
 
 def wait_for_turn(cost: float, limit: float) -> None:
@@ -50,6 +79,8 @@ def wait_for_turn(cost: float, limit: float) -> None:
         limit: seconds to wait at most.
     """
     global _free_at, _last
+    if cost < _LEAST:
+        return
     now, own = time.monotonic(), threading.get_ident()
     begin = now if _last == own else max(now, _free_at)  # When the last turn was its own too, nobody else wants one.
     _last = own

@@ -168,6 +168,9 @@ class Receiver:
                             sender.flush()
                         self._read(deadline)
                         continue
+                    if self._turn is not None and self._turn.is_over:
+                        self._let_others_have_turns(deadline)
+                        self._turn = Turn(protocol)
                     event = self._next_event()
                     if event is not None:
                         self.messages_received += 1
@@ -294,7 +297,7 @@ class Receiver:
         """
         while True:
             before = self._protocol.frames
-            turn = Turn(before)
+            turn = Turn(self._protocol)
             if self._is_over(transport):
                 return True
             went_on = self._read_now(transport)
@@ -303,7 +306,7 @@ class Receiver:
             if clock.now() >= until:
                 return False
             if until == math.inf and self._protocol.frames - before > _MANY:  # It goes on sending.
-                wait_for_turn(turn.cost(self._protocol.frames), LONGEST)
+                wait_for_turn(turn.cost(), LONGEST)
 
     def _is_over(self, transport: Transport) -> bool:
         sender, protocol = self._sender, self._protocol
@@ -329,6 +332,7 @@ class Receiver:
     def _look_for_close(self) -> None:
         """Go through what has come; messages are dropped, as a browser does it behind its own Close."""
         protocol = self._protocol
+        protocol.stop_inflating()
         try:
             while (event := protocol.next_event()) is not None:
                 if event.opcode is Opcode.CLOSE:
@@ -390,11 +394,8 @@ class Receiver:
             left = deadline - clock.now()
             if not (first or left > -_LAST_READS) or not transport.wait(readable=True, timeout=left):
                 raise TimeoutError("no message in time")
-        turn = self._turn
-        if turn is not None:
-            self._turn = None
-            wait_for_turn(
-                turn.cost(self._protocol.frames), math.inf if deadline is None else deadline - clock.now())
+        if self._turn is not None:
+            self._let_others_have_turns(deadline)
         if deadline is not None:
             self._read_now(transport)  # There may be less than can be read, such as half a TLS record.
             return
@@ -402,12 +403,17 @@ class Receiver:
             if self._room is None:
                 data = transport.recv(self._recv_size)
                 self._take(data)
-                if len(data) == RECV_SIZE:  # They pile up.
-                    self._turn = Turn(self._protocol.frames)
+                if len(data) == RECV_SIZE or self._protocol.inflates:  # They pile up, or may grow.
+                    self._turn = Turn(self._protocol)
             else:
                 self._take_into_room(transport.recv_into(self._room))
         except OSError as error:
             self._sender.lose(str(error))
+
+    def _let_others_have_turns(self, deadline: float | None) -> None:
+        turn, self._turn = self._turn, None
+        assert turn is not None
+        wait_for_turn(turn.cost(), math.inf if deadline is None else deadline - clock.now())
 
     def _read_now(self, transport: Transport) -> bool | None:
         """Give the protocol what is there; None when that is nothing, False when no more will come."""

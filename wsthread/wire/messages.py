@@ -94,11 +94,14 @@ class MessageReader:
 
     Attributes:
         empty_frames: control frames, and fragments without payload. They carry nothing and cost as much as others.
+        inflated: bytes that compressed messages have become so far.
+        inflates: whether compressed messages count. Otherwise they are skipped, and only their frames are checked.
     """
 
     __slots__ = (
         "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector", "_filled",
-        "_room", "_whole", "_max_empty_frames", "empty_frames",
+        "_room", "_whole", "_max_empty_frames", "empty_frames", "inflated",
+        "inflates",
     )
 
     def __init__(
@@ -109,6 +112,8 @@ class MessageReader:
         self._max_size = max_size
         self._max_empty_frames = max_empty_frames
         self.empty_frames = 0
+        self.inflated = 0
+        self.inflates = True
         self._inflater = inflater
         # The message under way: its opcode (None: there is none), whether it is compressed, its octets on the wire and
         # after inflating, and what holds them.
@@ -218,16 +223,25 @@ class MessageReader:
         assert self._opcode is not None and self._collector is not None
         limit = self._max_size
         if self._compressed:
+            if not self.inflates:
+                self._skip(fin)
+                return None
             assert self._inflater is not None
             self._received += len(payload)
             if limit is not None and self._received > _max_compressed_size(limit):
                 raise MessageTooBig(f"compressed message of more than {_max_compressed_size(limit)} octets")
             payload = self._inflater.inflate(payload, fin, None if limit is None else limit - self._size)
+            self.inflated += len(payload)
         self._size += len(payload)
         if limit is not None and self._size > limit:
             raise MessageTooBig(f"message of more than {limit} octets")
         self._collector.add(payload, fin)
         return self._finish() if fin else None
+
+    def _skip(self, fin: bool) -> None:
+        if fin:
+            self._opcode = self._collector = None
+            self._frames.max_size = self._max_size
 
     def _collect_filled(self) -> Message | None:
         assert self._room is not None and self._collector is not None

@@ -42,6 +42,7 @@ class Protocol:
 
     Attributes:
         compressed_from: octets of the shortest message that is compressed; ``NEVER`` when none is.
+        inflates: whether messages of the peer may be compressed.
         keeps_window: whether a compressed message may refer to those before it, so that their order counts: they have
             to leave in the order of the calls of :meth:`send_message`.
         close_sent: what our Close frame said; None before it. Written by the send half.
@@ -50,7 +51,7 @@ class Protocol:
 
     __slots__ = (
         "_reader", "_over", "_agreement", "_deflater", "close_sent", "close_received", "keeps_window",
-        "compressed_from",
+        "compressed_from", "inflates",
     )
 
     def __init__(
@@ -63,6 +64,7 @@ class Protocol:
         self._reader = MessageReader(max_size=max_message_size, inflater=inflater, max_empty_frames=max_empty_frames)
         self._over = False  # A Close or a violation came: there are no more events.
         self._agreement = agreement
+        self.inflates = agreement is not None
         self.compressed_from = NEVER if agreement is None else agreement.compressed_from
         self.keeps_window = agreement is not None and agreement.server_context_takeover
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
@@ -86,6 +88,11 @@ class Protocol:
         return self._reader.frames
 
     @property
+    def inflated(self) -> int:
+        """How many bytes compressed messages have become so far."""
+        return self._reader.inflated
+
+    @property
     def held(self) -> int:
         """Bytes that are held of a message that is not complete."""
         return self._reader.held
@@ -94,6 +101,10 @@ class Protocol:
     def is_within_message(self) -> bool:
         """Whether a message or a frame has begun and is not complete."""
         return self._reader.is_within_message
+
+    def stop_inflating(self) -> None:
+        """Skip compressed messages from now on: nobody will get them."""
+        self._reader.inflates = False
 
     def fail(self) -> None:
         """Drop what comes from now on: the peer is not wanted any more."""
