@@ -30,7 +30,7 @@ from wire import BINARY, PING, RSV1, TEXT, client_close, client_frame, client_he
 from wsthread import Connection, ConnectionClosed, Deflate, ListenableManager, Upgrader, housekeeper, testing
 from wsthread.manager import hub_of
 
-SECONDS = float(os.environ.get("FAULT_SECONDS", "25"))
+SECONDS = float(os.environ.get("FAULT_SECONDS", "60"))
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 #: The last things that are done for a connection: there is nothing below them that could do them instead.
 SPARED = frozenset({
