@@ -71,10 +71,16 @@ def convert(app: Sphinx, what: str, name: str, obj: object, options: Any, lines:
     told = lines if callback is None else [callback]
     linked = [re.sub(r"(``)?docs/([\w-]+)\.rst(?(1)``)", r":doc:`/\2`", line) for line in told]
     kind: Any = "method" if what in ("property", "attribute", "data") else what
-    config: Any = Config(napoleon_use_ivar=True)
+    config: Any = Config()
     lines[:] = GoogleDocstring(linked, config, app, kind, name, obj, options).lines()
+
+
+def skips(app: Sphinx, what: str, name: str, obj: object, is_skipped: bool, options: Any) -> bool | None:
+    """Skip the fields of a NamedTuple, which its docstring tells of; None leaves it to Sphinx."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def setup(app: Sphinx) -> None:
     """Let Sphinx call what is here."""
+    app.connect("autodoc-skip-member", skips)
     app.connect("autodoc-process-docstring", convert)
