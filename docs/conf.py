@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -22,7 +22,7 @@ release = version = wsthread.__version__
 extensions = ["sphinx.ext.autodoc"]
 highlight_language = "python3"
 nitpicky = True
-smartquotes = False  # They would make a dash of --json.
+smartquotes_action = "D"  # Only dashes; quotation marks stay as they are written.
 # tests/test_docs.py tells of pages that are missing.
 suppress_warnings = ["toc.not_readable"]
 
@@ -59,6 +59,7 @@ nitpick_ignore_regex = [
     ("py:.*", rf"wsthread\.({'|'.join(map(re.escape, _INSIDE))})(\..*)?"),
 ]
 
+_MADE_HERE = {"wsthread.Connection", "wsthread.testing.WebSocket", "wsthread.testing.Refused"}
 _CALLBACKS = {one.name: Meaning.of(one).help for one in fields(ListenableOptions) if one.name.startswith("on_")}
 
 
@@ -71,8 +72,14 @@ def convert(app: Sphinx, what: str, name: str, obj: object, options: Any, lines:
     told = lines if callback is None else [callback]
     linked = [re.sub(r"(``)?docs/([\w-]+)\.rst(?(1)``)", r":doc:`/\2`", line) for line in told]
     kind: Any = "method" if what in ("property", "attribute", "data") else what
-    config: Any = Config()
+    # A field as an object of its own would be what other pages mean by its name, such as bytes of History.
+    config: Any = Config(napoleon_use_ivar=is_dataclass(obj))
     lines[:] = GoogleDocstring(linked, config, app, kind, name, obj, options).lines()
+
+
+def hide_arguments(app: Sphinx, what: str, name: str, *rest: Any) -> tuple[str, None] | None:
+    """Hide what the classes take that no application makes objects of."""
+    return ("", None) if name in _MADE_HERE else None
 
 
 def skips(app: Sphinx, what: str, name: str, obj: object, is_skipped: bool, options: Any) -> bool | None:
@@ -82,5 +89,6 @@ def skips(app: Sphinx, what: str, name: str, obj: object, is_skipped: bool, opti
 
 def setup(app: Sphinx) -> None:
     """Let Sphinx call what is here."""
+    app.connect("autodoc-process-signature", hide_arguments)
     app.connect("autodoc-skip-member", skips)
     app.connect("autodoc-process-docstring", convert)
