@@ -7,7 +7,7 @@ REDIS ?=
 BIN := .venv/bin
 
 .PHONY: help run run-django test integration matrix style types cover fuzz sanitize conformance bench bench-connections
-.PHONY: bench-slow bench-sleepers bench-hostile bench-bus docs-options clean
+.PHONY: bench-slow bench-sleepers bench-hostile bench-bus docs docs-options clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT); WORKERS=4, REDIS=redis://127.0.0.1"
@@ -25,7 +25,8 @@ help:
 	@echo "make bench-sleepers   ping 2,000 connections whose handlers sleep, and close half of them"
 	@echo "make bench-bus    measure how messages get from worker to worker, with and without Redis"
 	@echo "make bench-hostile   measure what peers that mean harm take, and cost the others"
-	@echo "make docs-options write docs/options.rst from the definitions of the options"
+	@echo "make docs         build the documentation; its first page is build/docs/index.html"
+	@echo "make docs-options write the pages of the options and of the command line from their definitions"
 	@echo "make clean        remove what the others made"
 
 run: .venv/.run $(if $(REDIS),.venv/.redis)
@@ -111,8 +112,13 @@ $(BENCH)/.bench: $(BUILT_FROM)
 			"on Linux; this is $$($(PYTHON) -VV), $$(uname -sm)." >&2; exit 1; }
 	@touch $@
 
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going -n docs build/docs
+	@echo "The documentation is build/docs/index.html"
+
 docs-options: .venv/.run
 	$(BIN)/python docs/options.py
+	$(BIN)/python docs/commands.py
 
 # One stamp per extra of setup.cfg. The egg-link makes later edits of the code take effect by themselves.
 .venv/.%: $(BUILT_FROM) | .venv/bin/python

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import Field, fields
 from pathlib import Path
@@ -19,19 +20,20 @@ HEAD = """\
 Options
 =======
 
-All are keywords, checked when the object is made: a wrong value raises an error that names the option. The keys of
-``app.config`` are for Flask, see ``docs/flask.rst``. Django has settings of the same names, see ``docs/django.rst``.
-Where the last column is empty, None is an error.
+All are keywords, checked when the object is made: a wrong value raises an error that names the option. The key is
+that of ``app.config`` in Flask and that of the settings in Django; :doc:`reference/configuration` tells how they are
+read. Where nothing is said of None, it is an error.
 """
 MANAGER = """
 Of all managers
 ---------------
 
-``Manager``, ``SimpleManager`` and ``ListenableManager`` take them. Limits are those of one process. A value that makes
+:doc:`Managers <reference/managers>` of all kinds take them. Limits are those of one process. A value that makes
 no sense is a ValueError.
 """
 BETWEEN_PROCESSES = """
-They take callbacks about other processes, too, as keywords or in the other ways that ``help(ListenableManager)`` tells.
+They take callbacks about other processes, too, as keywords or in the other ways that
+:class:`wsthread.ListenableManager` has.
 """
 CALLBACKS = """
 Of ListenableManager
@@ -43,7 +45,8 @@ UPGRADER = """
 Of Upgrader
 -----------
 
-A value of the wrong type is a TypeError.
+:class:`wsthread.Upgrader`, the routes of Flask and the views of Django take them. A value of the wrong type is a
+TypeError.
 """
 
 
@@ -65,23 +68,27 @@ def _own(definition: type[Options], base: type[Options]) -> list[Field[Any]]:
 
 def table(options: Iterable[Field[Any]], with_keys: bool) -> str:
     """Return a table with a row for each option."""
-    head = ["Option", "Flask key", "Type", "Default", "Unit", "Meaning", "None means"]
-    rows = [head, *(cells(option) for option in options)]
-    lines = ["", ".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
-        if not with_keys:
-            del row[1]
-        first, *others = row
-        lines += [f"   * - {first}", *(f"     - {cell}".rstrip() for cell in others)]
+    head = [["Option, and its key" if with_keys else "Option"], ["Type, default, unit"], ["Meaning"]]
+    lines = ["", ".. list-table::", "   :header-rows: 1", "   :widths: 36 24 40", ""]
+    for row in [head, *(cells(option, with_keys) for option in options)]:
+        for number, paragraphs in enumerate(row):
+            lines.append(f"   {' ' if number else '*'} - {paragraphs[0]}")
+            for paragraph in paragraphs[1:]:
+                lines += ["", f"       {paragraph}"]
     return "\n".join(lines) + "\n"
 
 
-def cells(option: Field[Any]) -> list[str]:
-    """Return what the page says about an option."""
+def cells(option: Field[Any], with_key: bool) -> list[list[str]]:
+    """Return what the page says about an option: for each cell its paragraphs."""
     meaning = Meaning.of(option)
-    return [
-        f"``{option.name}``", f"``{configuration_key(option.name)}``", f"``{option.type}``", default_text(option),
-        meaning.unit, meaning.help.replace("*", r"\*"), meaning.none or ""]
+    names = [f"``{option.name}``", *([f"``{configuration_key(option.name)}``"] if with_key else [])]
+    kind = [f"``{option.type}``", default_text(option), *([meaning.unit] if meaning.unit else [])]
+    return [names, kind, [text_of(meaning), *([f"None: {meaning.none}"] if meaning.none else [])]]
+
+
+def text_of(meaning: Meaning) -> str:
+    """Return what an option means, with links to the pages that it names."""
+    return re.sub(r"docs/([\w-]+)\.rst", r":doc:`\1`", meaning.help.replace("*", r"\*"))
 
 
 if __name__ == "__main__":

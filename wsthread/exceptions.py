@@ -42,7 +42,8 @@ class HandshakeError(WebSocketError):
         status: the HTTP status to answer with.
         reason: one sentence for the operator or the client's author; the body of the answer.
         headers: headers the status asks for, such as ``Sec-WebSocket-Version``.
-        cause: the reason in one word, for programs: the value of :data:`REFUSED_HEADER`, such as ``origin``.
+        cause: the reason in one word, for programs, such as ``origin``: the value of the header
+            :data:`~wsthread.exceptions.REFUSED_HEADER`.
     """
 
     def __init__(

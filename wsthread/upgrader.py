@@ -100,7 +100,7 @@ class Upgrader:
             max_message_size: for this connection, as the option of :class:`wsthread.Manager`. Default: the manager's.
 
         Returns:
-            A 101, to be returned from the view as it is. A refusal is a response too: 400, 403, 405, 426 or 501, with
+            A 101, to be returned from the view as it is. A refusal is a response too, 400, 403, 405, 426 or 501, with
             a sentence that tells what to change, which is logged as well. A 101 may still become a 429 or a 503 when
             the server calls it.
 
