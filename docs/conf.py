@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 import wsthread
 from wsthread.handlers import ListenableOptions
+from wsthread.manager import ManagerOptions
 from wsthread.options import Meaning
 
 project = "wsthread"
@@ -49,10 +51,10 @@ _OTHERS = (
 _INSIDE = (
     "bus.publishing", "bus.reading", "callbacks", "client_socket", "configuration", "django_handshake", "django_scope",
     "entries", "flask_contexts", "link", "options", "wire.client_handshake", "wire.deflate")
-#: The same where annotations name them without their module.
+#: The same where annotations name them without their module; and reference/types.rst, to which Sphinx 9 finds links.
 _UNQUALIFIED = (
-    "Blueprint", "EllipsisType", "Flask", "Headers", "ImproperlyConfigured", "Request", "Response", "Scope", "View",
-    "WSGIApplication")
+    "Addressees", "Blueprint", "Callback", "Compression", "EllipsisType", "Flask", "Headers", "ImproperlyConfigured",
+    "Origins", "Overflow", "Payload", "Request", "Response", "Scope", "View", "WSGIApplication", "ellipsis")
 nitpick_ignore_regex = [
     ("py:.*", rf"({'|'.join(_OTHERS)})\..*"),
     ("py:.*", "|".join(_UNQUALIFIED)),
@@ -60,7 +62,24 @@ nitpick_ignore_regex = [
 ]
 
 _MADE_HERE = {"wsthread.Connection", "wsthread.testing.WebSocket", "wsthread.testing.Refused"}
+_OTHER_MANAGERS = {"wsthread.ListenableManager", "wsthread.SimpleManager"}
+_COMMON = {one.name for one in fields(ManagerOptions)}
 _CALLBACKS = {one.name: Meaning.of(one).help for one in fields(ListenableOptions) if one.name.startswith("on_")}
+
+
+def without_common(lines: list[str]) -> Iterator[str]:
+    """Leave out of a docstring the options that all managers have, which the reference tells once."""
+    is_common = False
+    for line in lines:
+        argument = re.match(r" {4}(\w+): ", line)
+        if argument:
+            is_common = argument[1] in _COMMON
+        elif not line.startswith(8 * " "):
+            is_common = False
+        if not is_common:
+            yield line
+        if line == "Args:":
+            yield "    **options: those of :class:`wsthread.Manager`."
 
 
 def convert(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
@@ -69,7 +88,7 @@ def convert(app: Sphinx, what: str, name: str, obj: object, options: Any, lines:
     sphinx.ext.napoleon as an extension would take the words before the first colon of a property for its type.
     """
     callback = _CALLBACKS.get(name.rpartition(".")[2]) if what == "attribute" else None
-    told = lines if callback is None else [callback]
+    told = [callback] if callback else without_common(lines) if name in _OTHER_MANAGERS else lines
     linked = [re.sub(r"(``)?docs/([\w-]+)\.rst(?(1)``)", r":doc:`/\2`", line) for line in told]
     kind: Any = "method" if what in ("property", "attribute", "data") else what
     # A field as an object of its own would be what other pages mean by its name, such as bytes of History.

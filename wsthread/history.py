@@ -32,9 +32,12 @@ class History:
     """How much of its messages a manager keeps for clients that come back. What is reached first counts.
 
     Attributes:
-        count: messages.
-        seconds: how long they are kept.
-        bytes: of their payloads together.
+        count: messages. Default 1,000.
+        seconds: how long they are kept. Default 300.
+        bytes: of their payloads together. Default 16 MiB.
+
+    Raises:
+        ValueError: a value that is no number greater than 0.
     """
 
     count: int = 1000
