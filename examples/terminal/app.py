@@ -23,15 +23,15 @@ import termios
 import threading
 from contextlib import suppress
 
-from flask import Flask, abort, render_template
+from flask import Flask, abort, render_template, request
 
 from wsthread import Connection, ConnectionClosed
 from wsthread.flask import WebSockets
 
 TOKEN = os.environ.pop("TERMINAL_TOKEN")  # From gunicorn.conf.py. Gone from here, so no shell has it.
 SHELL = os.environ.get("SHELL", "/bin/sh")
-# Makes the terminal the shell's, so that Ctrl-C works, and ignores no signals: Python and background jobs ignore some. It
-# is a program since pty.fork() is not for a process with threads.
+# Makes the terminal the shell's, so that Ctrl-C works, and ignores no signals, as Python and jobs in the background do.
+# It is a program since pty.fork() is not for a process with threads.
 START = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -42,8 +42,14 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 app = Flask(__name__)
 app.config["WSTHREAD_MAX_CONNECTIONS"] = 20
-app.config["TRUSTED_HOSTS"] = ["127.0.0.1", "localhost"]  # Against DNS rebinding; Flask knows it from 3.1 on.
 ws = WebSockets(app)
+
+
+@app.before_request
+def check_host() -> None:
+    """Refuse pages whose name an attacker lets resolve to this machine (DNS rebinding)."""
+    if request.host.partition(":")[0] not in ("127.0.0.1", "localhost"):
+        abort(403)
 
 
 @ws.route("/shell", subprotocols=["terminal"], max_message_size=65_536)
@@ -60,13 +66,12 @@ def shell(conn: Connection) -> None:
     printing = threading.Thread(target=send_output, args=[conn, terminal, process])
     printing.start()
     try:
-        for message in conn:
-            if isinstance(message, bytes):
-                send_input(conn, terminal, message)
-            else:
-                resize(terminal, message)
-    except OSError:
-        pass  # The shell ended just now.
+        with suppress(OSError):  # The shell ended just now.
+            for message in conn:
+                if isinstance(message, bytes):
+                    send_input(conn, terminal, message)
+                else:
+                    resize(terminal, message)
     finally:
         printing.join()
         os.close(terminal)
