@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PORT ?= 8000
+EXAMPLE ?= chat
 WORKERS ?= 1
 REDIS ?=
 BIN := .venv/bin
@@ -11,7 +12,8 @@ BIN := .venv/bin
 
 help:
 	@echo "make run          serve the chat example on port $(PORT); WORKERS=4, REDIS=redis://127.0.0.1"
-	@echo "make run-django   serve the chat example for Django on port $(PORT)"
+	@echo "                  EXAMPLE=jobs, dashboard, terminal or tokens serves another one, see docs/examples.rst"
+	@echo "make run-django   serve the chat example for Django on port $(PORT); WORKERS=4"
 	@echo "make test         run the tests; those with Chromium or Node.js only where these are installed"
 	@echo "make integration  run the tests that take longer"
 	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
@@ -29,16 +31,18 @@ help:
 	@echo "make docs-options write the pages of the options and of the command line from their definitions"
 	@echo "make clean        remove what the others made"
 
+# The terminal prints its address itself, for it has a token.
 run: .venv/.run $(if $(REDIS),.venv/.redis)
-	@echo "The chat is at http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
+	$(if $(filter terminal,$(EXAMPLE)),,@echo "The $(if $(filter chat,$(EXAMPLE)),,example )$(EXAMPLE) is at http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)")
 	@CHAT_REDIS="$(REDIS)" $(BIN)/gunicorn --worker-class gthread --threads 2 --workers $(WORKERS) \
-		--bind 127.0.0.1:$(PORT) --log-level warning --config examples/chat/gunicorn.conf.py --chdir examples/chat app:app
+		--bind 127.0.0.1:$(PORT) --log-level warning --chdir examples/$(EXAMPLE) app:app \
+		--config $(firstword $(wildcard examples/$(EXAMPLE)/gunicorn.conf.py) examples/chat/gunicorn.conf.py)
 
 run-django: .venv/.run-django
 	@$(BIN)/python examples/django_chat/manage.py migrate --verbosity 0
 	@echo "The chat is at http://127.0.0.1:$(PORT)/  (Ctrl-C ends it)"
-	@$(BIN)/gunicorn --worker-class gthread --threads 2 --bind 127.0.0.1:$(PORT) --log-level warning \
-		--config examples/chat/gunicorn.conf.py --chdir examples/django_chat chat.wsgi
+	@$(BIN)/gunicorn --worker-class gthread --threads 2 --workers $(WORKERS) --bind 127.0.0.1:$(PORT) \
+		--log-level warning --config examples/chat/gunicorn.conf.py --chdir examples/django_chat chat.wsgi
 
 test: .venv/.test
 	$(BIN)/python -m pytest -m "not slow"

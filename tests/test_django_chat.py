@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from servers import Server, serve, wait_until
 from test_chat import Page, browser
+from websockets.sync.client import connect
 
 __all__ = ["browser"]
 
@@ -114,10 +117,40 @@ def test_a_session_that_ended_meanwhile(chat: Server, browser: Any) -> None:
     ada.wait("h1", "Log in")
 
 
+def test_who_is_there_with_several_workers(tmp_path: Path, browser: Any) -> None:
+    env = {"CHAT_DATABASE": str(tmp_path / "chat.sqlite3")}
+    run("manage.py", "migrate", "--verbosity", "0", env=env)
+    with serve("gthread", "chat.wsgi", "--workers", "4", "--chdir", str(CHAT), env=env) as chat:
+        ada = Tab(browser, chat)
+        ada.sign_up("ada")
+        ada.enter_room("lobby")
+        cookies = {one["name"]: one["value"] for one in browser.get_cookies()}
+        header = "; ".join(f"{name}={value}" for name, value in cookies.items())
+        url = chat.url("/ws/room/lobby/", "ws")
+        with ExitStack() as stack:
+            others = [
+                stack.enter_context(connect(url, additional_headers={"Cookie": header})) for _ in range(8)]
+            browser.delete_all_cookies()
+            grace = Tab(browser, chat)
+            grace.sign_up("grace")
+            grace.enter_room("lobby")
+            for page in (ada, grace):
+                page.wait("#online", "ada, grace")
+            for other in others:  # Those of each worker are told.
+                while json.loads(other.recv(timeout=30)) != {"type": "online", "names": ["ada", "grace"]}:
+                    pass
+            grace.say("Is everybody here?")
+            ada.wait("#messages", "Is everybody here?")
+            ada.close()
+            grace.wait("#online", "ada, grace")  # In the others.
+        wait_until(lambda: grace.read("#online") == "grace")
+    assert not chat.errors()
+
+
 def test_command(need_program: Callable[[str], str]) -> None:
     """``make run-django`` is what the first lines of the example promise."""
     make = need_program("make")
     plan = subprocess.run(
         [make, "--dry-run", "run-django"], cwd=CHAT.parent.parent, text=True, stdout=subprocess.PIPE, check=True)
-    assert "manage.py migrate" in plan.stdout and "chat.wsgi" in plan.stdout
+    assert "manage.py migrate" in plan.stdout and "chat.wsgi" in plan.stdout and "--workers 1 " in plan.stdout
     assert "make run-django" in (CHAT / "chat" / "__init__.py").read_text().splitlines()[0]

@@ -7,9 +7,9 @@ The server sends JSON objects that have a ``type``:
 
 * ``message``, with its number as ``id``, the ``name`` of its author, and the ``text``. Whoever comes gets the last ones
   of the room, and a message may come twice, so pages go by the ``id``;
-* ``online``, with the ``names`` of those who are in the room.
+* ``online``, with the ``names`` of those who are in the room. It comes whenever they change.
 
 A client sends texts. When somebody logs out, all WebSockets of that browser are closed with 4401.
 
-The members of rooms are in the memory of one process, so it is served by one worker.
+Any number of workers are one chat: ``make run-django WORKERS=4``.
 """

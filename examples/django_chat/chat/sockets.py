@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from typing import Any, NamedTuple
 
 from django.contrib.auth.models import AbstractBaseUser
@@ -20,8 +19,8 @@ LOGGED_OUT = 4401
 MAX_TEXT = 1000  # Characters.
 HISTORY = 50  # Messages.
 
-manager = ListenableManager(max_message_size=4 * MAX_TEXT)  # Bytes, of which a character has four at most.
-announcing = threading.Lock()  # Guards the order of the announcements: the last one to arrive has the right names.
+# A character has four bytes at most.
+manager = ListenableManager(name="chat", max_message_size=4 * MAX_TEXT)
 
 
 class Member(NamedTuple):
@@ -29,10 +28,6 @@ class Member(NamedTuple):
 
     author: AbstractBaseUser
     room: str
-
-    @property
-    def name(self) -> str:
-        return self.author.get_username()
 
 
 @manager.on_connect
@@ -42,15 +37,14 @@ def join(conn: Connection) -> None:
     key = session.session_key
     assert match is not None and key is not None and isinstance(user, AbstractBaseUser)
     member = conn.context = Member(user, match.kwargs["room"])
-    conn.join(group_of(key))
+    conn.join(session_group(key))
     if not session.exists(key):  # Logged out since the handshake, before the line above.
         conn.close(LOGGED_OUT, "logged out")
         return
-    conn.join(f"room {member.room}")
+    conn.join(room_group(member.room), info=user.get_username())
     last = Message.objects.filter(room=member.room).select_related("author").order_by("-pk")[:HISTORY]
     for message in reversed(last):
         conn.send(encode_message(message))
-    announce(member.room)
 
 
 @manager.on_message
@@ -59,31 +53,30 @@ def say(conn: Connection, opcode: Opcode, payload: str | bytes) -> None:
     if text:
         member = conn.context
         message = Message.objects.create(room=member.room, author=member.author, text=text[:MAX_TEXT])
-        manager.broadcast(encode_message(message), to=f"room {member.room}")
+        manager.broadcast(encode_message(message), to=room_group(member.room))
 
 
-@manager.on_close
-def leave(conn: Connection) -> None:
-    if conn.context is not None:  # Else join() did not get that far.
-        announce(conn.context.room)
+@manager.on_members
+def tell_members(group: str) -> None:
+    """Tell a room who is there now. All workers are called, so each tells its own clients."""
+    names = sorted({member.info for member in manager.members(group)})
+    manager.broadcast(encode("online", names=names), to=group, local=True)
 
 
 @receiver(user_logged_out)
 def close_sockets(sender: Any, request: HttpRequest, **rest: Any) -> None:
     """Close the WebSockets of a browser that logs out. The signal comes before the session ends."""
-    manager.close(to=group_of(request.session.session_key), code=LOGGED_OUT, reason="logged out")
+    manager.close(to=session_group(request.session.session_key), code=LOGGED_OUT, reason="logged out")
 
 
-def group_of(session_key: str | None) -> str:
+def session_group(session_key: str | None) -> str:
     """Return the group of the connections of one session."""
     return f"session {session_key}"
 
 
-def announce(room: str) -> None:
-    """Tell a room who is there now."""
-    with announcing:  # A broadcast waits for nobody, so nor does this lock.
-        names = sorted({conn.context.name for conn in manager.in_group(f"room {room}")})
-        manager.broadcast(encode("online", names=names), to=f"room {room}")
+def room_group(room: str) -> str:
+    """Return the group of those in a room, who are its members."""
+    return f"room {room}"
 
 
 def encode_message(message: Message) -> str:
