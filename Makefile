@@ -7,7 +7,7 @@ REDIS ?=
 BIN := .venv/bin
 
 .PHONY: help run run-django test integration matrix style types cover fuzz sanitize conformance bench bench-connections
-.PHONY: bench-slow bench-sleepers bench-hostile bench-bus docs-options clean
+.PHONY: bench-slow bench-sleepers bench-hostile bench-bus docs-options test-all dist clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT); WORKERS=4, REDIS=redis://127.0.0.1"
@@ -15,6 +15,7 @@ help:
 	@echo "make test         run the tests; those with Chromium or Node.js only where these are installed"
 	@echo "make integration  run the tests that take longer"
 	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
+	@echo "make test-all     run the tests on each Python from 3.10 on that is here; ARGS=-kflask for some of them"
 	@echo "make style types  check the code's style and its types"
 	@echo "make cover        run the tests of each module in one process and show their coverage"
 	@echo "make fuzz         fuzz the parser, the handshake and the C extension with atheris; RUNS=10000000 for more than a minute of it"
@@ -25,6 +26,7 @@ help:
 	@echo "make bench-sleepers   ping 2,000 connections whose handlers sleep, and close half of them"
 	@echo "make bench-bus    measure how messages get from worker to worker, with and without Redis"
 	@echo "make bench-hostile   measure what peers that mean harm take, and cost the others"
+	@echo "make dist         build the source distribution and wheels in dist/, install each and try it"
 	@echo "make docs-options write docs/options.rst from the definitions of the options"
 	@echo "make clean        remove what the others made"
 
@@ -55,6 +57,13 @@ $(NODE_MODULES): tests/node/package.json
 VERSIONS ?= all
 matrix:
 	$(PYTHON) tests/matrix.py $(VERSIONS)
+
+# One Python after another, each with an environment of its own below build/test-all.
+test-all:
+	$(PYTHON) tests/pythons.py $(ARGS)
+
+dist: .venv/.dist
+	$(BIN)/python tests/dist.py
 
 style: .venv/.dev
 	$(BIN)/flake8
