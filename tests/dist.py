@@ -145,39 +145,47 @@ def samples() -> dict[str, Sample]:
 # What is in dist/
 
 
-def build(pythons: dict[str, Path], scratch: Path) -> tuple[Path, Path, dict[str, Path]]:
-    """Build everything; return the source distribution, the pure wheel, and the wheels by the names of the Pythons.
+def build(
+    pythons: dict[str, Path], scratch: Path, directory: Path = DIST,
+) -> tuple[Path, Path, dict[str, Path]]:
+    """Build everything into a directory, which is emptied before.
 
     The wheels are built from the source distribution, so it has all that they need.
+
+    Returns:
+        The source distribution, the pure wheel, and the wheels with the extension by the names of their Pythons.
     """
-    shutil.rmtree(DIST, ignore_errors=True)
-    _run(sys.executable, "-m", "build", "--sdist", "--outdir", DIST, ROOT)
-    sdist = next(DIST.glob("*.tar.gz"))
-    wheels = {}
-    for name, python in pythons.items():
-        wheels[name] = _build_wheel(make_environment(python, scratch / f"build-{name}"), sdist, {"WSTHREAD_PURE": "0"})
-    pure = _build_wheel(scratch / f"build-{next(iter(pythons))}" / "bin" / "python", sdist, {"WSTHREAD_PURE": "1"})
-    return sdist, pure, wheels
+    shutil.rmtree(directory, ignore_errors=True)
+    environments = {name: make_environment(python, scratch / name) for name, python in pythons.items()}
+    first = next(iter(environments.values()))
+    install(first, "build")
+    _run(first, "-m", "build", "--sdist", "--outdir", directory, ROOT)
+    sdist = next(directory.glob("*.tar.gz"))
+    pure = _build_wheel(first, sdist, {"WSTHREAD_PURE": "1"})
+    return sdist, pure, {name: _build_wheel(python, sdist) for name, python in environments.items()}
 
 
-def _build_wheel(python: Path, sdist: Path, environ: dict[str, str]) -> Path:
-    before = set(DIST.glob("*.whl"))
-    _run(python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", DIST, sdist, environ=environ)
-    return next(iter(set(DIST.glob("*.whl")) - before))
+def _build_wheel(python: Path, sdist: Path, environ: dict[str, str] | None = None) -> Path:
+    before = set(sdist.parent.glob("*.whl"))
+    _run(python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", sdist.parent, sdist, environ=environ)
+    return next(iter(set(sdist.parent.glob("*.whl")) - before))
 
 
 def check_sdist(sdist: Path) -> None:
     """Raise AssertionError unless it has what git has, but for what only developers need."""
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
-    names = {name for name in names if not GENERATED.search(name)}
-    assert {"wsthread/_speedups.c", "wsthread/gate.h", "LICENSE", "tests/conftest.py", "docs/options.rst"} <= names
+    compare_with_git({name for name in names if not GENERATED.search(name)})
+
+
+def compare_with_git(names: set[str]) -> None:
+    """Raise AssertionError unless these are the files that git has, but for what only developers need."""
     if (ROOT / ".git").exists():
         listed = subprocess.run(
             ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True,
             check=True).stdout
         known = {name for name in listed.splitlines() if not NOT_IN_SDIST.match(name) and (ROOT / name).exists()}
-        assert names == known, f"git and {sdist.name} differ in {sorted(names ^ known)}"
+        assert names == known, f"it and git differ in {sorted(names ^ known)}"
 
 
 def check_wheel(wheel: Path, name: str | None) -> None:
