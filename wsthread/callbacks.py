@@ -115,7 +115,7 @@ class _Method:
 
 
 class WithCallbacks:
-    """Base of what has callbacks. They are in ``_callbacks``, by their names, each as it is at the moment."""
+    """Base of what has callbacks."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -136,6 +136,11 @@ class WithCallbacks:
             if function is None and not isinstance(getattr(type(self), name), Callback):
                 function = getattr(self, name)  # A method of a subclass.
             callback.__set__(self, function)
+
+
+def callbacks_of(owner: WithCallbacks) -> dict[str, Callable[..., Any]]:
+    """Return the callbacks of an object by their names: always the same dict, which has each as it is at the moment."""
+    return owner._callbacks
 
 
 def _callbacks(kind: type) -> Iterator[tuple[str, Callback[Any]]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import clock
-from .callbacks import Callback, check_function
+from .callbacks import Callback, callbacks_of, check_function
 from .connection import Connection, link_of, settle
 from .manager import NO_CALLBACK, Manager, ManagerOptions
 from .options import argument, option, takes
@@ -76,13 +76,14 @@ class ListenableManager(Manager):
             ValueError: a value that makes no sense.
         """
         super().__init__(**options)
+        self._functions = callbacks_of(self)  # Once: calling it could fail where no memory is left for on_close.
 
     def serve(self, conn: Connection) -> None:
         """Call back until the connection closes."""
-        self.call(conn, "on_connect", self._callbacks["on_connect"])
+        self.call(conn, "on_connect", self._functions["on_connect"])
         settle(conn)
         link = link_of(conn)
-        callbacks, receive, scope = self._callbacks, link.receiver.receive_message, link.scope
+        callbacks, receive, scope = self._functions, link.receiver.receive_message, link.scope
         while True:
             opcode, payload = receive()
             link.callback = "on_message", clock.now()
@@ -95,15 +96,15 @@ class ListenableManager(Manager):
 
     def report_error(self, conn: Connection, error: BaseException) -> None:
         """Call ``on_error``."""
-        link_of(conn).call_aside(self._callbacks["on_error"], conn, error)
+        link_of(conn).call_aside(self._functions["on_error"], conn, error)
 
     def report_slow(self, conn: Connection) -> None:
         """Call ``on_slow``."""
-        link_of(conn).call_aside(self._callbacks["on_slow"], conn)
+        link_of(conn).call_aside(self._functions["on_slow"], conn)
 
     def report_close(self, conn: Connection) -> None:
         """Call ``on_close``."""
-        self.call(conn, "on_close", self._callbacks["on_close"])
+        self.call(conn, "on_close", self._functions["on_close"])
 
 
 @dataclass(frozen=True)

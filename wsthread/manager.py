@@ -13,7 +13,7 @@ from typing import Any
 
 from .addressing import Addressees
 from .bus.backplane import Gap
-from .callbacks import Callback, WithCallbacks
+from .callbacks import Callback, WithCallbacks, callbacks_of
 from .connection import Connection, link_of
 from .exchange import Exchange
 from .hub import Broadcast, Hub
@@ -73,7 +73,7 @@ class Manager(WithCallbacks):
         """
         super().__init__(options)
         self.options = Options(**options)
-        self._exchange = Exchange(self, self.options, self._callbacks)
+        self._exchange = Exchange(self, self.options, callbacks_of(self))
         self._hub = self._exchange.hub
 
     # What an application asks
