@@ -86,7 +86,7 @@ def test_request_goes_with_its_connection(site: list[Any], client: Client) -> No
             ws.send("hi")
             ws.receive()
         del ws
-        if sys.version_info < (3, 11):  # Its contextlib ties what it passes on into a cycle: an error of asgiref's here.
+        if sys.version_info < (3, 11):  # Its contextlib ties an error of asgiref's that it passes on into a cycle.
             gc.collect()
         assert [one() for one in found] == [None, None, None]
     finally:
