@@ -8,7 +8,7 @@ REDIS ?=
 BIN := .venv/bin
 
 .PHONY: help run run-django test integration matrix style types cover fuzz sanitize conformance bench bench-connections
-.PHONY: bench-slow bench-sleepers bench-hostile bench-bus docs docs-options clean
+.PHONY: bench-slow bench-sleepers bench-hostile bench-bus docs docs-options test-all dist clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT); WORKERS=4, REDIS=redis://127.0.0.1"
@@ -17,6 +17,7 @@ help:
 	@echo "make test         run the tests; those with Chromium or Node.js only where these are installed"
 	@echo "make integration  run the tests that take longer"
 	@echo "make matrix       run the tests of the servers on old and new versions of gunicorn, Werkzeug and Flask"
+	@echo "make test-all     run the tests on each Python from 3.10 on that is here; ARGS=-kflask for some of them"
 	@echo "make style types  check the code's style and its types"
 	@echo "make cover        run the tests of each module in one process and show their coverage"
 	@echo "make fuzz         fuzz the parser, the handshake and the C extension with atheris; RUNS=10000000 for more than a minute of it"
@@ -28,6 +29,7 @@ help:
 	@echo "make bench-bus    measure how messages get from worker to worker, with and without Redis"
 	@echo "make bench-hostile   measure what peers that mean harm take, and cost the others"
 	@echo "make docs         build the documentation; its first page is build/docs/index.html"
+	@echo "make dist         build the source distribution and wheels in dist/, install each and try it"
 	@echo "make docs-options write the pages of the options and of the command line from their definitions"
 	@echo "make clean        remove what the others made"
 
@@ -60,6 +62,13 @@ $(NODE_MODULES): tests/node/package.json
 VERSIONS ?= all
 matrix:
 	$(PYTHON) tests/matrix.py $(VERSIONS)
+
+# One Python after another, each with an environment of its own below build/test-all.
+test-all:
+	$(PYTHON) tests/pythons.py $(ARGS)
+
+dist: .venv/.dist
+	$(BIN)/python tests/dist.py
 
 style: .venv/.dev
 	$(BIN)/flake8

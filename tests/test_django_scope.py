@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 import weakref
 from typing import Any
@@ -85,6 +86,8 @@ def test_request_goes_with_its_connection(site: list[Any], client: Client) -> No
             ws.send("hi")
             ws.receive()
         del ws
+        if sys.version_info < (3, 11):  # Its contextlib ties an error of asgiref's that it passes on into a cycle.
+            gc.collect()
         assert [one() for one in found] == [None, None, None]
     finally:
         gc.enable()

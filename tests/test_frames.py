@@ -379,3 +379,9 @@ def test_filling_an_unmasked_frame() -> None:
     assert not parser.fill(memoryview(rest))  # It ends a frame, but no message.
     assert rest == b"defghij"
     assert parser.missing == 0
+
+
+@pytest.mark.parametrize("number", [CloseCode.GOING_AWAY, Opcode.TEXT])
+def test_numbers_are_printed_as_numbers(number: int) -> None:
+    """Python 3.10 prints the name of a member otherwise, and statistics have it as a key."""
+    assert {str(number), f"{number}", f"{number:d}", "%s" % number} == {str(int(number))}

@@ -196,6 +196,34 @@ os.waitpid(child, 0)
 """) == ["a is reset", "1", "a begins", "a finishes in 5.0"]
 
 
+def test_what_makes_a_process_slow_is_told_once() -> None:
+    """Each process tells it when the first manager enters, and not when the package is imported."""
+    lines = lines_of("""
+import logging
+from wsthread import speedups
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s: %(message).50s")
+
+def enter(name):
+    speedups.missing = "not built"
+    Inhabitant(name, 1.0, 0.0)
+    while any(thread.name == "wsthread-log" for thread in threading.enumerate()):
+        time.sleep(0.01)
+    print(name, flush=True)
+
+import threading
+enter("first")
+enter("second")
+child = os.fork()
+if child == 0:
+    enter("of the child")
+    enter("another")
+    os._exit(0)
+os.waitpid(child, 0)
+""")
+    told = "INFO wsthread: the C extension of wsthread is missing (not built)"
+    assert lines == [told, "first", "second", told, "of the child", "another"]
+
+
 SUBINTERPRETER = """
 import time
 import _xxsubinterpreters as interpreters

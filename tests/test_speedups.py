@@ -784,3 +784,12 @@ def test_attributes_are_the_same() -> None:
     assert inspect.isclass(PYTHON.SendState)
     if C is not None:
         assert {name for name in vars(C.SendState) if not name.startswith("__")} == names
+
+
+@pytest.mark.parametrize(("value", "tells"), [("0", False), ("1", True)])
+def test_an_extension_that_is_turned_off_is_not_missing(value: str, tells: bool) -> None:
+    source = "import sys; sys.modules['wsthread._speedups'] = None; import wsthread; print(wsthread.speedups.missing)"
+    result = subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, "WSTHREAD_SPEEDUPS": value},
+        capture_output=True, text=True, timeout=60)
+    assert ("wsthread._speedups" in result.stdout, result.stderr) == (tells, "")

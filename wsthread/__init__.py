@@ -18,7 +18,7 @@ from .upgrader import Upgrader
 from .wire.deflate import Deflate
 from .wire.frames import CloseCode, Opcode
 
-__version__ = "0.1.0"
+__version__ = "1.0.0rc1"
 
 __all__ = [
     "BackplaneFull",

@@ -1,7 +1,8 @@
 """The one seam to the C extension: what C does faster, and the Python version of each beside it.
 
 The extension is optional. It is built at installation when a C compiler is there, and ``WSTHREAD_SPEEDUPS=0`` in the
-environment turns it off; :data:`active` and ``manager.stats()["speedups"]`` tell. No other module knows of it.
+environment turns it off; :data:`active` and ``manager.stats()["speedups"]`` tell. Where nobody turned it off and it is
+not there, :data:`missing` tells why, and the log of each process does. No other module knows of it.
 
 What is written here is the Python version, and its docstring is the contract of both. When the extension is in use,
 :func:`_or_c` puts what has the same name there in its place while this module is loaded, so a call costs nothing more.
@@ -40,16 +41,18 @@ _SMALL = 4096  # Bytes of a payload that is short for send_small().
 _DONT_WAIT = int(socket.MSG_DONTWAIT) | int(getattr(socket, "MSG_NOSIGNAL", 0))
 
 
-def _load() -> ModuleType | None:
+def _load() -> tuple[ModuleType | None, str | None]:
     if os.environ.get("WSTHREAD_SPEEDUPS") == "0":
-        return None
+        return None, None
     try:
-        return importlib.import_module("wsthread._speedups")
-    except ImportError:  # Not built: there was no compiler, or there was no installation at all.
-        return None
+        return importlib.import_module("wsthread._speedups"), None
+    except ImportError as error:  # Not built: there was no compiler, or there was no installation at all.
+        return None, str(error)
 
 
-_c = _load()
+#: Why the extension cannot be had; None when it is in use or turned off.
+missing: str | None
+_c, missing = _load()
 #: Whether the extension is in use.
 active = _c is not None
 #: The Python version of each function and class, whether it is in use or not, by name. The others are in the extension.

@@ -18,7 +18,16 @@ from ..exceptions import MessageTooBig, ProtocolError
 from ..speedups import mask, mask_in_place, read_messages
 
 
-class Opcode(IntEnum):
+class _Number(IntEnum):
+    """A number with a name, which is printed as the number by Python 3.10 as well."""
+
+    __str__ = int.__repr__
+
+    def __format__(self, format_spec: str) -> str:
+        return int.__format__(self, format_spec)
+
+
+class Opcode(_Number):
     """Frame opcodes (RFC 6455 5.2, 11.8)."""
 
     CONTINUATION = 0x0
@@ -29,7 +38,7 @@ class Opcode(IntEnum):
     PONG = 0xA
 
 
-class CloseCode(IntEnum):
+class CloseCode(_Number):
     """Close codes (RFC 6455 7.4.1 and the IANA registry). 3000 to 4999 are free for applications."""
 
     NORMAL_CLOSURE = 1000
