@@ -4,7 +4,8 @@ The WSGI server knows nothing of detached sockets, so nobody tells us that it st
 :func:`wsthread.servers.is_stopping`: managers do that when they are checked. Under the others ``atexit`` is the only
 call, and under all of them it is the last.
 
-Managers enter with their first connection. All of it is per process: a child of a fork starts empty.
+Managers enter with their first connection. All of it is per process: a child of a fork starts empty. Managers follow
+forks from their making on, for a server may make them before it forks its workers.
 """
 
 from __future__ import annotations
@@ -47,11 +48,18 @@ class Inhabitant(Protocol):
         """Seconds it would like to have for stopping."""
 
 
-_lock = threading.Lock()  # Guards the three below.
+_lock = threading.Lock()  # Guards the four below.
+_following: weakref.WeakSet[Inhabitant] = weakref.WeakSet()  # Those to be reset in a child of a fork.
 _managers: weakref.WeakSet[Inhabitant] = weakref.WeakSet()
 _housekeeper: Housekeeper | None = None
 _registered = False
 _exit_limit = math.inf  # Seconds.
+
+
+def follow_forks(manager: Inhabitant) -> None:
+    """Let a manager be reset in each child of a fork, from now on. Any thread may call it."""
+    with taking(_lock):
+        _following.add(manager)
 
 
 def enter(manager: Inhabitant, tick: float) -> Housekeeper:
@@ -69,7 +77,6 @@ def enter(manager: Inhabitant, tick: float) -> Housekeeper:
         _managers.add(manager)
         if not _registered:
             atexit.register(_shut_down_all)
-            os.register_at_fork(after_in_child=_reset_all)
             _registered = True
         if _housekeeper is None:
             _housekeeper = Housekeeper()
@@ -136,5 +143,8 @@ def _reset_all() -> None:
     if _housekeeper is not None:
         _housekeeper.close_after_fork()
         _housekeeper = None
-    for manager in list(_managers):
+    for manager in list(_following):
         manager.reset_after_fork()
+
+
+os.register_at_fork(after_in_child=_reset_all)
