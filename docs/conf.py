@@ -25,8 +25,6 @@ extensions = ["sphinx.ext.autodoc"]
 highlight_language = "python3"
 nitpicky = True
 smartquotes_action = "D"  # Only dashes; quotation marks stay as they are written.
-# tests/test_docs.py tells of pages that are missing.
-suppress_warnings = ["toc.not_readable"]
 
 html_theme = "furo"
 html_title = f"wsthread {release}"

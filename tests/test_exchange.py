@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -520,3 +521,22 @@ def test_a_child_of_a_fork_begins_anew(pair: Pair) -> None:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert len(own.infos("a")) == 2
+
+
+def test_a_child_of_a_fork_before_the_start_is_another_publisher_too(bus: Bus) -> None:
+    """As with gunicorn --preload: nothing has started in the parent, whose threads may hold any lock."""
+    process = Process(bus, "first")
+    with process.manager._exchange._start_lock:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                process.manager.broadcast("x")
+                os._exit(0 if process.line.calls == ["reset", "start first of test_exchange"] else 1)
+            finally:
+                os._exit(2)
+        try:
+            wait_until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
+        except AssertionError:
+            os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert process.line.calls == []

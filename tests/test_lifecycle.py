@@ -118,6 +118,7 @@ from wsthread import lifecycle
 class Inhabitant:
     def __init__(self, name, shutdown_timeout, begun):
         self.name, self.shutdown_timeout, self.begun = name, shutdown_timeout, begun
+        lifecycle.follow_forks(self)
         self.housekeeper = lifecycle.enter(self, 1.0)
     def check(self, now):
         pass

@@ -168,8 +168,8 @@ class Exchange:
         global _lock
         _lock = threading.Lock()
         self._leave_name()
-        if self._line is not None:
-            self._line.reset_after_fork()
+        if self._backplane is not None:  # Also when it has not started: its publisher's id is the parent's.
+            self._backplane.reset_after_fork()
         self._begin_anew()
 
     # What the application says

@@ -133,6 +133,7 @@ class Hub:
         self._options = options
         self._outside = outside
         self.reset()
+        lifecycle.follow_forks(self)
 
     def __str__(self) -> str:
         return type(self._reports).__name__

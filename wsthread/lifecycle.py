@@ -4,8 +4,9 @@ The WSGI server knows nothing of detached sockets, so nobody tells us that it st
 :func:`wsthread.servers.is_stopping`: managers do that when they are checked. Under the others ``atexit`` is the only
 call, and under all of them it is the last.
 
-Managers enter with their first connection. All of it is per process: a child of a fork starts empty. The first one that
-enters has the log tell what makes this process slow, if the C extension could not be had.
+Managers enter with their first connection. All of it is per process: a child of a fork starts empty. Managers follow
+forks from their making on, for a server may make them before it forks its workers. The first one that enters has the
+log tell what makes this process slow, if the C extension could not be had.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Inhabitant(Protocol):
         """Seconds it would like to have for stopping."""
 
 
-_lock = threading.Lock()  # Guards the three below.
+_lock = threading.Lock()  # Guards the four below.
+_following: weakref.WeakSet[Inhabitant] = weakref.WeakSet()  # Those to be reset in a child of a fork.
 _managers: weakref.WeakSet[Inhabitant] = weakref.WeakSet()
 _housekeeper: Housekeeper | None = None
 _registered = False
@@ -58,6 +60,12 @@ _SLOW = (
     "the C extension of wsthread is missing (%s): everything works, but messages of 64 KiB take 4 to 6 times as long, "
     "and a thousand busy connections get half as much done; with a C compiler and Python's headers, run "
     "pip install --force-reinstall --no-cache-dir --no-binary wsthread wsthread")
+
+
+def follow_forks(manager: Inhabitant) -> None:
+    """Let a manager be reset in each child of a fork, from now on. Any thread may call it."""
+    with taking(_lock):
+        _following.add(manager)
 
 
 def enter(manager: Inhabitant, tick: float) -> Housekeeper:
@@ -75,7 +83,6 @@ def enter(manager: Inhabitant, tick: float) -> Housekeeper:
         _managers.add(manager)
         if not _registered:
             atexit.register(_shut_down_all)
-            os.register_at_fork(after_in_child=_reset_all)
             _registered = True
         is_first = _housekeeper is None
         if _housekeeper is None:
@@ -145,5 +152,8 @@ def _reset_all() -> None:
     if _housekeeper is not None:
         _housekeeper.close_after_fork()
         _housekeeper = None
-    for manager in list(_managers):
+    for manager in list(_following):
         manager.reset_after_fork()
+
+
+os.register_at_fork(after_in_child=_reset_all)

@@ -183,7 +183,8 @@ class Backplane:
     def reset_after_fork(self) -> None:
         """Be as before :meth:`start`, with another publisher's id. Only the forking thread runs.
 
-        Close the child's copies of descriptors; take no lock that a thread of the parent may have held.
+        It is called whether this one has started or not. Close the child's copies of descriptors; take no lock that a
+        thread of the parent may have held.
         """
         raise NotImplementedError
 

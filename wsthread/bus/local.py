@@ -7,7 +7,6 @@ the last one. Where nobody else serves the application, there is none.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -41,7 +40,6 @@ class LocalBackplane(Backplane):
     def __init__(self, room: Sequence[str] | None = None) -> None:
         super().__init__()
         self._room = room
-        self._process = os.getpid()  # The one that the publisher's id belongs to.
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -63,8 +61,6 @@ class LocalBackplane(Backplane):
             if processes > 1:
                 raise BackplaneUnavailable(f"{processes} workers serve, and none can find the others under this server")
             raise NotNeeded("nobody else serves the application")
-        if self._process != os.getpid():  # It was made before the fork, as with gunicorn --preload.
-            self._process, self.publisher = os.getpid(), new_publisher()
         self.listener = listener
         self._name = name
         self._since = time.time()
@@ -129,5 +125,5 @@ class LocalBackplane(Backplane):
             del _meshes[self._directory]
             _users.pop(self._mesh, None)
             self._mesh.close_after_fork()
-        self._process, self.publisher = os.getpid(), new_publisher()
+        self.publisher = new_publisher()
         self._begin_anew()
