@@ -68,7 +68,7 @@ test-all:
 	$(PYTHON) tests/pythons.py $(ARGS)
 
 dist: .venv/.dist
-	$(BIN)/python tests/dist.py
+	$(BIN)/python tests/distributions.py
 
 style: .venv/.dev
 	$(BIN)/flake8

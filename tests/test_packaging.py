@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import distributions
 import pytest
 from layers import PACKAGE
 from pythons import OLDEST, ROOT, present
 
-import dist
 import wsthread
 
 CONFIGURATION = configparser.ConfigParser()
@@ -59,7 +59,7 @@ def test_each_package_is_installed() -> None:
 @pytest.mark.parametrize("name", ["Flask", "WSGI", "Django", "redis"])
 def test_samples(name: str) -> None:
     """README has what make dist tries, and it is whole."""
-    sample = dist.samples()[name]
+    sample = distributions.samples()[name]
     compile(sample.source, name, "exec")
     assert sample.path.startswith("/") and "<" not in sample.path
     assert re.search(rf"^{sample.variable} = ", sample.source, re.MULTILINE)
@@ -67,7 +67,7 @@ def test_samples(name: str) -> None:
 
 
 def test_blocks() -> None:
-    assert dist.blocks("a::\n\n    one\n\n      two\n\nb\n\n    three") == ["one\n\n  two\n", "three\n"]
+    assert distributions.blocks("a::\n\n    one\n\n      two\n\nb\n\n    three") == ["one\n\n  two\n", "three\n"]
 
 
 def test_present() -> None:
@@ -85,7 +85,7 @@ def test_files_of_the_sdist(tmp_path: Path) -> None:
         [sys.executable, "setup.py", "--quiet", "egg_info", "--egg-base", tmp_path], cwd=ROOT, check=True,
         capture_output=True, timeout=60)
     names = set((tmp_path / "wsthread.egg-info" / "SOURCES.txt").read_text().splitlines())
-    dist.compare_with_git({name for name in names if not dist.GENERATED.search(name)})
+    distributions.compare_with_git({name for name in names if not distributions.GENERATED.search(name)})
     wanted = {
         "CHANGELOG.rst", "LICENSE", "Makefile", "README.rst", "wsthread/_speedups.c", "wsthread/gate.h",
         "wsthread/py.typed", "tests/conftest.py", "tests/apps/protocols.py", "tests/node/package.json",
@@ -99,9 +99,9 @@ def test_files_of_the_sdist(tmp_path: Path) -> None:
 def test_distributions(tmp_path: Path) -> None:
     """The sdist has all that a wheel is built from; wheels have what they should, with the extension and without."""
     here = next(name for name, python in present().items() if python == Path(sys.executable))
-    sdist, pure, wheels = dist.build({here: Path(sys.executable)}, tmp_path, tmp_path / "dist")
-    dist.check_sdist(sdist)
-    dist.check_wheel(pure, None)
-    dist.check_wheel(wheels[here], here)
+    sdist, pure, wheels = distributions.build({here: Path(sys.executable)}, tmp_path, tmp_path / "dist")
+    distributions.check_sdist(sdist)
+    distributions.check_wheel(pure, None)
+    distributions.check_wheel(wheels[here], here)
     with pytest.raises(AssertionError, match="py3-none-any"):
-        dist.check_wheel(pure, here)
+        distributions.check_wheel(pure, here)

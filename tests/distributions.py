@@ -36,11 +36,19 @@ GENERATED = re.compile(r"PKG-INFO$|wsthread\.egg-info/")
 IN_WHEEL = {"wsthread/py.typed", "wsthread/static/wsthread/wsthread.js", "wsthread/static/wsthread/wsthread.d.ts"}
 
 #: What README takes for granted around its example for any WSGI application.
-PLAIN = '''
-def application(environ, start_response):
+WSGI = '''
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from wsthread import SimpleManager, Upgrader
+
+def plain(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"plain"]
 
+def echo(conn):
+    for message in conn:
+        conn.send(message)
+
+application = DispatcherMiddleware(plain, {"/ws": Upgrader(SimpleManager(echo))})
 '''
 DJANGO = '''
 from django.conf import settings
@@ -122,21 +130,18 @@ def blocks(text: str) -> list[str]:
 
 
 def samples() -> dict[str, Sample]:
-    """Return what is tried, by name: README's first WebSockets in Flask and in any WSGI application, and more.
+    """Return what is tried, by name: README's first WebSocket, and more.
 
     Raises:
-        StopIteration: README has no such example.
+        StopIteration: README has none.
     """
     found = blocks((ROOT / "README.rst").read_text())
     flask = next(one for one in found if "Flask(__name__)" in one and re.search(r"^from wsthread", one, re.MULTILINE))
     path = re.search(r'\.(?:mount|route)\("(/[^"]+)"', flask[flask.index("wsthread"):])
     assert path is not None, flask
-    wsgi = next(one for one in found if one.startswith("from ") and "Upgrader(" in one and "application = " in one)
-    mounted = re.search(r'"(/[^"]+)": Upgrader', wsgi)
-    assert mounted is not None, wsgi
     return {
         "Flask": Sample(flask, "app", re.sub(r"<\w+>", "Ada", path[1]), "flask"),
-        "WSGI": Sample(PLAIN + wsgi, "application", mounted[1], ""),
+        "WSGI": Sample(WSGI, "application", "/ws", ""),
         "Django": Sample(DJANGO, "application", "/ws", "django"),
         "redis": Sample(REDIS, "application", "/", "redis"),
     }
