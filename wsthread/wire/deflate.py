@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from ..exceptions import MessageTooBig, ProtocolError
 
 NAME = "permessage-deflate"
-NEVER = (1 << 31) - 1  #: Octets of a message that is too long for any threshold.
+NEVER = (1 << 31) - 1  #: Bytes of a message that is too long for any threshold.
 _TAIL = b"\x00\x00\xff\xff"  # Ends each message, never sent (RFC 7692 7.2.1).
 _MAX_STREAMS = 16  # In one message; each costs a copy of the rest. Real senders have one or two.
 _MAX_WINDOW_BITS = 15
@@ -138,7 +138,7 @@ class Agreement:
 
     @property
     def compressed_from(self) -> int:
-        """Octets of the shortest message that is compressed, at most :data:`NEVER`; an empty one never is."""
+        """Bytes of the shortest message that is compressed, at most :data:`NEVER`; an empty one never is."""
         return min(max(self.deflate.threshold, 1), NEVER)
 
 

@@ -2,7 +2,7 @@
 
 A :class:`FrameParser` turns the bytes of one direction into frames. It never holds back payload: a data frame
 that has not arrived whole is handed over in pieces, as if the sender had fragmented it there, which an
-intermediary may do anyway (RFC 6455 5.4). So text can be checked as its octets arrive, and what the parser
+intermediary may do anyway (RFC 6455 5.4). So text can be checked as its bytes arrive, and what the parser
 keeps between two reads is at most one control frame or one header.
 
 Pure: bytes in, values out. An object belongs to one thread at a time.
@@ -122,7 +122,7 @@ class FrameParser:
         rsv1_allowed: whether an extension gave RSV1 a meaning on data frames.
 
     Attributes:
-        missing: octets that the data frame under way still lacks; 0 when there is none.
+        missing: bytes that the data frame under way still lacks; 0 when there is none.
         frames: how many frames began so far.
     """
 
@@ -136,7 +136,7 @@ class FrameParser:
         self._rsv1_allowed = rsv1_allowed
         self.missing = 0
         self.frames = 0
-        # The data frame under way: its FIN bit, its masking key turned to the next octet.
+        # The data frame under way: its FIN bit, its masking key turned to the next byte.
         self._fin = False
         self._key = b""
 
@@ -155,7 +155,7 @@ class FrameParser:
 
         Raises:
             ProtocolError: the bytes break RFC 6455 5.2, 5.5; nothing can be parsed after it.
-            MessageTooBig: a data frame announces more than ``max_size`` octets.
+            MessageTooBig: a data frame announces more than ``max_size`` bytes.
         """
         if self.missing:
             return self._next_piece()
@@ -178,7 +178,7 @@ class FrameParser:
                 raise ProtocolError("most significant bit of a 64-bit length is set")
         max_size = self.max_size
         if max_size is not None and length > max_size and not first & (RSV1 | _CONTROL):
-            raise MessageTooBig(f"frame of {length} octets, the limit is {max_size}")
+            raise MessageTooBig(f"frame of {length} bytes, the limit is {max_size}")
         key = b""
         if self._masked:
             key = buffer[payload_at:payload_at + 4]
@@ -205,9 +205,9 @@ class FrameParser:
         return messages
 
     def fill(self, octets: memoryview) -> bool:
-        """Unmask the next octets of the data frame under way where they are; tell whether they end a message.
+        """Unmask the next bytes of the data frame under way where they are; tell whether they end a message.
 
-        For octets that did not go through :meth:`feed`, at most ``missing``. Only when :attr:`has_input` is false.
+        For bytes that did not go through :meth:`feed`, at most ``missing``. Only when :attr:`has_input` is false.
         """
         if self._key:
             mask_in_place(octets, self._key)
@@ -234,7 +234,7 @@ class FrameParser:
         if control and not first & FIN:
             raise ProtocolError("fragmented control frame")
         if control and second & 0x7F > MAX_CONTROL_PAYLOAD:
-            raise ProtocolError("control frame of more than 125 octets")
+            raise ProtocolError("control frame of more than 125 bytes")
 
     def _start_piece(self, first: int, key: bytes, payload_at: int, length: int) -> Frame | None:
         # A control frame is waited for: it is small. So is a masking key that is not complete.

@@ -38,7 +38,7 @@ class Message(NamedTuple):
 
 
 class _Collector:
-    """The octets of a message that does not come in one piece."""
+    """The bytes of a message that does not come in one piece."""
 
     def __init__(self) -> None:
         self._octets = io.BytesIO()  # Unlike a bytearray it gives its content away without a copy.
@@ -48,32 +48,32 @@ class _Collector:
         self._octets.write(octets)
 
     def make_room(self, size: int) -> memoryview:
-        """Count the next octets of the message in and return where they have to be put, and then checked."""
+        """Count the next bytes of the message in and return where they have to be put, and then checked."""
         start = self._octets.tell()
         self._octets.seek(start + size - 1)
         self._octets.write(b"\0")
         return self._octets.getbuffer()[start:]
 
     def check(self, octets: bytes | memoryview, final: bool) -> None:
-        """Check octets of the message, in their order."""
+        """Check bytes of the message, in their order."""
 
     def value(self) -> str | bytes:
         return self._octets.getvalue()
 
 
 class _TextCollector(_Collector):
-    """The same for text; refuses an octet as soon as it cannot be UTF-8 (RFC 6455 8.1)."""
+    """The same for text; refuses a byte as soon as it cannot be UTF-8 (RFC 6455 8.1)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._decoder = _new_utf8_decoder("strict")  # Only checks: text takes more memory than its octets.
+        self._decoder = _new_utf8_decoder("strict")  # Only checks: text takes more memory than its bytes.
 
     def check(self, octets: bytes | memoryview, final: bool) -> None:
         try:
             self._decoder.decode(octets, final)
         except UnicodeDecodeError as error:
             raise InvalidPayload("text is not UTF-8") from error
-        # CPython's decoder waits for the third octet of a surrogate, which no third octet can make valid.
+        # CPython's decoder waits for the third byte of a surrogate, which no third byte can make valid.
         pending, _ = self._decoder.getstate()
         if pending[:1] == b"\xed" and pending[1:2] >= b"\xa0":
             raise InvalidPayload("text is not UTF-8")
@@ -115,7 +115,7 @@ class MessageReader:
         self.inflated = 0
         self.inflates = True
         self._inflater = inflater
-        # The message under way: its opcode (None: there is none), whether it is compressed, its octets on the wire and
+        # The message under way: its opcode (None: there is none), whether it is compressed, its bytes on the wire and
         # after inflating, and what holds them.
         self._opcode: Opcode | None = None
         self._compressed = False
@@ -229,12 +229,12 @@ class MessageReader:
             assert self._inflater is not None
             self._received += len(payload)
             if limit is not None and self._received > _max_compressed_size(limit):
-                raise MessageTooBig(f"compressed message of more than {_max_compressed_size(limit)} octets")
+                raise MessageTooBig(f"compressed message of more than {_max_compressed_size(limit)} bytes")
             payload = self._inflater.inflate(payload, fin, None if limit is None else limit - self._size)
             self.inflated += len(payload)
         self._size += len(payload)
         if limit is not None and self._size > limit:
-            raise MessageTooBig(f"message of more than {limit} octets")
+            raise MessageTooBig(f"message of more than {limit} bytes")
         self._collector.add(payload, fin)
         return self._finish() if fin else None
 
@@ -262,7 +262,7 @@ class MessageReader:
 
 
 def _max_compressed_size(max_size: int) -> int:
-    # Data that does not compress grows by some octets per block and per fragment; more is not worth reading.
+    # Data that does not compress grows by some bytes per block and per fragment; more is not worth reading.
     return 8 * max_size + 1024
 
 
@@ -274,7 +274,7 @@ def _decode(payload: bytes) -> str:
 
 
 def to_octets(payload: Payload) -> tuple[Opcode, bytes]:
-    """Return the opcode and the octets to send: str is TEXT, bytes-like is BINARY.
+    """Return the opcode and the bytes to send: str is TEXT, bytes-like is BINARY.
 
     Raises:
         TypeError: the payload is neither; a programming error, nothing is sent.
@@ -320,18 +320,18 @@ class PreparedMessage:
 
     @classmethod
     def of(cls, opcode: Opcode, octets: bytes) -> PreparedMessage:
-        """Return the message of an opcode and the octets of its payload."""
+        """Return the message of an opcode and the bytes of its payload."""
         message = cls(octets)
         message._opcode = opcode
         return message
 
     @property
     def content(self) -> tuple[Opcode, bytes]:
-        """The opcode and the octets of the payload."""
+        """The opcode and the bytes of the payload."""
         return self._opcode, self._octets
 
     def behind(self, head: bytes) -> PreparedMessage:
-        """Return the same message with more octets, which are ASCII, before its own."""
+        """Return the same message with more bytes, which are ASCII, before its own."""
         return PreparedMessage.of(self._opcode, head + self._octets)
 
     def is_compressed_for(self, agreement: Agreement | None) -> bool:

@@ -41,7 +41,7 @@ class Protocol:
         max_empty_frames: as for :class:`wsthread.wire.messages.MessageReader`.
 
     Attributes:
-        compressed_from: octets of the shortest message that is compressed; ``NEVER`` when none is.
+        compressed_from: bytes of the shortest message that is compressed; ``NEVER`` when none is.
         inflates: whether messages of the peer may be compressed.
         keeps_window: whether a compressed message may refer to those before it, so that their order counts: they have
             to leave in the order of the calls of :meth:`send_message`.
@@ -215,7 +215,7 @@ def parse_close(payload: bytes) -> Close:
     """Read the payload of a Close frame (RFC 6455 5.5.1, 7.4).
 
     Raises:
-        ProtocolError: one octet, or a code that may not be on the wire.
+        ProtocolError: one byte, or a code that may not be on the wire.
         InvalidPayload: the reason is not UTF-8.
     """
     if not payload:
