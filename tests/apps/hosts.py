@@ -1,4 +1,5 @@
-"""A room over a Redis, for many workers: what one client sends, or a request asks for, all clients get."""
+"""A room for many workers, over a Redis if there is one: what one client sends, or a request asks for, all clients get.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ from werkzeug.wrappers import Request, Response
 
 from wsthread import Connection, ListenableManager, Opcode, RedisBackplane, Upgrader
 
+redis = os.environ.get("REDIS")
 manager = ListenableManager(
-    name="room", backplane=RedisBackplane(os.environ["REDIS"]), ping_interval=None, max_outbox_size=16 << 20)
+    name="room", backplane="local" if redis is None else RedisBackplane(redis), ping_interval=None,
+    max_outbox_size=16 << 20)
 upgrader = Upgrader(manager, compression=None)
 gaps: list[Any] = []
 _numbers = itertools.count(1)
