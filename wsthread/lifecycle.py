@@ -152,8 +152,14 @@ def _reset_all() -> None:
     if _housekeeper is not None:
         _housekeeper.close_after_fork()
         _housekeeper = None
+    failure: BaseException | None = None
     for manager in list(_following):
-        manager.reset_after_fork()
+        try:
+            manager.reset_after_fork()
+        except BaseException as error:  # Python tells of it. The others are to be reset nevertheless.
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 os.register_at_fork(after_in_child=_reset_all)

@@ -20,8 +20,8 @@ from typing import Protocol
 # and back.
 _PER_FRAME = 2e-5
 _PER_INFLATED_BYTE = 8e-9
-_LONG = 0.01  # Seconds, likewise, after which a turn ends, whatever else has come.
-_LEAST = 0.001  # Seconds of a turn that is not worth waiting for.
+_LONG = 0.01  # Seconds, likewise, after which a turn may end although more has come.
+_LEAST = 0.001  # Seconds that a turn took, with which it is not worth while to wait for the next.
 LONGEST = 0.5  # Seconds that anybody waits.
 _SHARE = 2.0  # One part in so many of the time is for all of them.
 
@@ -60,7 +60,7 @@ class Turn:
     @property
     def is_over(self) -> bool:
         """Whether others have their turn now, although more has come."""
-        return _dearest(self._counts) - self._dearest > _LONG
+        return _dearest(self._counts) - self._dearest > _LONG and self.cost() > _LEAST
 
     def cost(self) -> float:
         """Return how many seconds it took; the thread whose turn it is calls it."""
