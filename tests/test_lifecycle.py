@@ -184,6 +184,27 @@ print("the same housekeeper:", lifecycle.enter(parent, 1.0) is parent.housekeepe
 """) == ["a is reset", "another housekeeper: True", "the same housekeeper: True", "a begins", "a finishes in 5.0"]
 
 
+def test_fork_with_one_that_raises() -> None:
+    """The others are reset nevertheless."""
+    lines = lines_of("""
+class Broken(Inhabitant):
+    def reset_after_fork(self):
+        raise LookupError
+    def begin_shutdown(self):
+        return 0.0
+    def finish_shutdown(self, timeout):
+        pass
+
+several = [kind(name, 5.0, 0.0) for kind, name in zip([Inhabitant, Broken, Broken, Inhabitant, Broken], "abcde")]
+os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Python tells of it there.
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+""")
+    assert sorted(line for line in lines if "reset" in line) == ["a is reset", "d is reset"]
+
+
 def test_fork_while_the_lock_is_held() -> None:
     """Another thread of the parent may hold it, and does not run in the child."""
     assert lines_of("""
