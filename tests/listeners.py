@@ -30,6 +30,9 @@ from wsthread.exceptions import ConnectionClosed, HandshakeError
 from wsthread.publisher import Publisher
 
 CLIENTS, WORKERS = 200, 4
+#: Seconds that no local message takes unless something holds it up. They take some milliseconds, and what a test prints
+#: is the figure; machines are shared.
+HELD_UP = 0.5
 _SIZE = 16
 _FRAME = _SIZE + 2
 _HEAD = bytes((0x81, _SIZE))
