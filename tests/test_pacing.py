@@ -122,21 +122,24 @@ def test_short_turns_are_not_waited_for(clock: Clock) -> None:
 BOMB = client_frame(TEXT, deflated(bytes(500_000)), rsv=RSV1)
 
 
-@pytest.mark.parametrize(("sent", "paced"), [
-    (client_frame(TEXT, b"x") * 200_000, True),
-    (client_frame(TEXT, b"x") * 100, False),
-    (client_frame(TEXT, bytes(100_000)) * 20, False),
-    (BOMB * 50, True),
-    (client_frame(TEXT, deflated(b"x"), rsv=RSV1) * 200, False),
+@pytest.mark.parametrize(("frame", "number", "paced"), [
+    (client_frame(TEXT, b"x"), 200_000, True),
+    (client_frame(TEXT, b"x"), 100, False),
+    (client_frame(TEXT, bytes(100_000)), 20, False),
+    (BOMB, 50, True),
+    (client_frame(TEXT, deflated(b"x"), rsv=RSV1), 200, False),
 ], ids=["many", "few", "large", "bombs", "compressed"])
-def test_who_takes_turns(monkeypatch: pytest.MonkeyPatch, sent: bytes, paced: bool) -> None:
+def test_who_takes_turns(monkeypatch: pytest.MonkeyPatch, frame: bytes, number: int, paced: bool) -> None:
     """Whose messages pile up, on the wire or by inflating; large ones cost next to nothing."""
     costs: list[float] = []
     monkeypatch.setattr(receiving, "wait_for_turn", lambda cost, limit: costs.append(cost))
     manager = ListenableManager(on_message=lambda conn, opcode, payload: None)
     with serve_here(manager) as port, RawClient(port).open("/ws", DEFLATE) as client:
-        client.send(sent)
-        wait_until(lambda: manager.stats()["bytes_received"] == len(sent))
+        client.send(frame * number)
+        wait_until(lambda: manager.stats()["messages_received"] == number or sum(costs) > 0.01)
+        for conn in manager.connections:
+            conn.terminate()
+        wait_until(lambda: manager.stats()["threads"] == 0)
     assert (sum(costs) > 0.01) == paced
 
 
