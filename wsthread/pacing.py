@@ -21,7 +21,7 @@ from typing import Protocol
 _PER_FRAME = 2e-5
 _PER_INFLATED_BYTE = 8e-9
 _LONG = 0.01  # Seconds, likewise, after which a turn may end although more has come.
-_LEAST = 0.001  # Seconds that a turn took, with which it is not worth while to wait for the next.
+_LEAST = 0.001  # Seconds of a turn that was too short to wait for the next one.
 LONGEST = 0.5  # Seconds that anybody waits.
 _SHARE = 2.0  # One part in so many of the time is for all of them.
 
