@@ -38,7 +38,10 @@ class Deployment:
 
     def master(self) -> int:
         """Return the process that starts workers; after replace() it is another one."""
-        return int((self._directory / "pid").read_text())
+        while True:
+            with suppress(FileNotFoundError):  # At a reload it is away for a moment.
+                return int((self._directory / "pid").read_text())
+            time.sleep(0.01)
 
     def workers(self) -> list[int]:
         """Return those that there are now."""
@@ -61,12 +64,17 @@ class Deployment:
         wait_until(lambda: len(self.workers()) == WORKERS and old.isdisjoint(self.workers()), timeout=30)
 
     def let_workers_end(self) -> None:
-        """From now on each ends after so many requests."""
-        configure(self._directory, max_requests=100, max_requests_jitter=30)
+        """For a while each ends after so many requests.
+
+        Not for longer: what clients of one that ends ask for lets others end, and on a slow machine faster than new
+        ones start.
+        """
+        configure(self._directory, max_requests=200, max_requests_jitter=100)
         self.reload()
         old = set(self.workers())
-        wait_until(lambda: old.isdisjoint(self.workers()), timeout=30)
+        wait_until(lambda: old.isdisjoint(self.workers()), timeout=60)
         configure(self._directory)
+        self.reload()
 
     def replace(self) -> None:
         """Let another master take over."""
