@@ -5,6 +5,7 @@
     publish COUNT SIZE     publishes entries; a third number is the seconds between two
     stats                  prints a JSON object
     fork                   lets a child publish one entry
+    mortal                 dies when it is asked what it remembers
     close                  leaves
 """
 
@@ -34,6 +35,7 @@ class Heard:
         self.begun: dict[str, int] = {}
         self.latest = 0.0
         self.restored: dict[str, int] | None = None
+        self.is_mortal = False
 
     def begin(self, publisher: str, number: int) -> None:
         self.begun[publisher] = number
@@ -43,6 +45,8 @@ class Heard:
         raise NotImplementedError
 
     def recall(self) -> bytes:
+        if self.is_mortal:
+            os._exit(1)
         return json.dumps(self.counts).encode()
 
     def restore(self, memory: bytes) -> None:
@@ -97,6 +101,9 @@ def main() -> None:
                     backplane.close(1)
                     os._exit(0)
                 say({"status": os.waitpid(pid, 0)[1]})
+            case ["mortal"]:
+                heard.is_mortal = True
+                say({})
             case ["close"]:
                 backplane.close(5)
                 say({"descriptors": len(os.listdir("/proc/self/fd"))})

@@ -180,6 +180,16 @@ def test_who_comes_later_asks_the_one_that_was_there_first(start: Start) -> None
     wait_until(lambda: received(third) == 6)
 
 
+def test_the_one_that_is_asked_dies_and_the_next_one_answers(start: Start) -> None:
+    first, second, third = [start() for _ in range(3)]
+    first.ask("publish 3 10")
+    wait_until(lambda: sum(second.stats()["counts"].values()) == 3)
+    third.ask("close")
+    first.ask("mortal")
+    third.ask("start history")
+    assert third.stats()["restored"] == second.stats()["counts"]
+
+
 def test_nobody_remembers_anything(start: Start) -> None:
     alone = start()
     alone.ask("close")
@@ -310,6 +320,27 @@ def test_several_managers_share_a_mesh(place: Path) -> None:
     assert len(files(place)) == 1
     second.close(1)
     assert threading.active_count() == before and files(place) == [] and heard.entries == []
+
+
+def test_a_start_that_a_listener_holds_up(
+        start: Start, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(Heard):
+        def deliver(self, entry: Entry) -> None:
+            begun.set()
+            go_on.wait(10)
+
+    begun, go_on = threading.Event(), threading.Event()
+    other = start("chat")
+    first, second = LocalBackplane(["8000"]), LocalBackplane(["8000"])
+    first.start("chat", Slow())
+    other.ask("publish 1 10")
+    assert begun.wait(10)
+    monkeypatch.setattr(mesh, "_MEETING", 0.05)
+    second.start("news", Heard())
+    go_on.set()
+    wait_until(lambda: "what they send may have been missed" in caplog.text)
+    second.close(1)
+    first.close(1)
 
 
 def test_a_directory_that_is_not_ours(place: Path) -> None:

@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..locks import taking
 from ..logs import tell_aside
@@ -116,6 +116,18 @@ class _Inflow:
         self.publishers: dict[str, str] = {}  # By the names of managers.
 
 
+class _Question(NamedTuple):
+    """A manager that starts asks what another process remembers. The mesh's thread owns it.
+
+    Attributes:
+        asked: the id of that process.
+        answered: set as soon as nothing more will come of it.
+    """
+
+    asked: str
+    answered: threading.Event
+
+
 class Mesh:
     """This process among the others.
 
@@ -136,7 +148,7 @@ class Mesh:
         self._inflows: dict[str, _Inflow] = {}  # Those that have said who they are, by id.
         self._last: OrderedDict[str, int] = OrderedDict()  # The last number of each publisher.
         self._to_try: set[Path] = set()
-        self._answered: dict[str, threading.Event] = {}  # By the names of managers that wait for what others remember.
+        self._questions: dict[str, _Question] = {}  # By the names of managers that wait for what others remember.
         self._commands: deque[Callable[[], None]] = deque()
         self._is_stopped = False
         self._retry_at = 0.0
@@ -169,14 +181,17 @@ class Mesh:
             line: its end of the mesh.
             recalls: whether to ask one of the others what it remembers.
         """
-        self._command(lambda: self._start(name, line))
-        end = time.monotonic() + _MEETING
-        while not (has_met := self._has_met()) and time.monotonic() < end:
-            time.sleep(_STEP)
+        has_met = self._command(lambda: self._start(name, line)) and self._wait_for_others()
         if recalls:
             answered = threading.Event()
             self._command(lambda: self._recall(name, answered))
             has_met = answered.wait(_MEETING) and has_met
+        return has_met
+
+    def _wait_for_others(self) -> bool:
+        end = time.monotonic() + _MEETING
+        while not (has_met := self._has_met()) and time.monotonic() < end:
+            time.sleep(_STEP)
         return has_met
 
     def _has_met(self) -> bool:
@@ -237,8 +252,8 @@ class Mesh:
             sock.close()
         self._selector.close()
 
-    def _command(self, do: Callable[[], None]) -> None:
-        """Let the thread do something, and wait for that."""
+    def _command(self, do: Callable[[], None]) -> bool:
+        """Let the thread do something, and wait for that; tell whether it has. If not, it will."""
         is_done = threading.Event()
 
         def command() -> None:
@@ -249,7 +264,7 @@ class Mesh:
 
         self._commands.append(command)
         self._wake()
-        is_done.wait(_MEETING)
+        return is_done.wait(_MEETING)
 
     def _wake(self) -> None:
         try:
@@ -329,9 +344,13 @@ class Mesh:
 
     def _drop(self, peer: _Peer) -> None:
         """Forget a connection that has ended; if the process lives, there will be another one."""
+        id = peer.path.name
         with taking(self._lock):
-            if self._peers.get(peer.path.name) is peer:
-                del self._peers[peer.path.name]
+            if self._peers.get(id) is peer:
+                del self._peers[id]
+        for name, question in list(self._questions.items()):
+            if question.asked == id:
+                self._recall(name, question.answered)
         self._selector.unregister(peer.socket)
         peer.socket.close()
         self._open(peer.path)
@@ -363,10 +382,12 @@ class Mesh:
                 peer for id, peer in self._peers.items()
                 if id in self._inflows and name in self._inflows[id].publishers]
             if not peers:
+                self._questions.pop(name, None)
                 answered.set()
                 return
-            self._answered[name] = answered
-            min(peers, key=lambda peer: _began(peer.path)).put_anyway(pack(Kind.RECALL, {"name": name}))
+            peer = min(peers, key=lambda peer: _began(peer.path))
+            self._questions[name] = _Question(peer.path.name, answered)
+            peer.put_anyway(pack(Kind.RECALL, {"name": name}))
 
     def _tell_memory(self, inflow: _Inflow, name: str) -> None:
         """Tell another process what a manager here remembers."""
@@ -378,13 +399,13 @@ class Mesh:
                 peer.put_anyway(data)
 
     def _take_memory(self, name: str, memory: bytes) -> None:
-        answered = self._answered.pop(name, None)
-        if answered is not None:
+        question = self._questions.pop(name, None)
+        if question is not None:
             try:
                 if name in self._lines and memory:
                     self._lines[name].listener.restore(memory)
             finally:
-                answered.set()
+                question.answered.set()
 
     def _say(self, kind: Kind, name: str, line: Line) -> None:
         with taking(self._lock):
