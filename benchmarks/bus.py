@@ -2,7 +2,8 @@
 
 ``make bench-bus``. It starts a redis-server of its own. One process publishes messages of 200 bytes and all others
 receive; no WebSocket is involved. Each way is measured twice: at 300 messages a second, how long a message is under
-way; and flat out, how many are delivered per second by all receivers together. Beside the two backplanes stand bare
+way; and flat out, how many are delivered per second by all receivers together. With one worker nobody receives: what is
+left is what publishing costs. Beside the two backplanes stand bare
 publish and subscribe, as redis-py has it, and the Redis manager of python-socketio, which is built on that.
 """
 
@@ -190,6 +191,7 @@ class Workers:
             ours, theirs = spawn.Pipe()
             process = spawn.Process(target=take_part, args=(way, url, theirs), daemon=True)
             process.start()
+            theirs.close()  # So that a process that dies is noticed.
             self._pipes.append(ours)
             self._processes.append(process)
         for pipe in self._pipes:
@@ -239,13 +241,15 @@ def measure(way: str, url: str, count: int, seconds: float) -> list[str]:
         flood = int(seconds * 10_000)
         begun, spent = workers.send(flood, None)
         workers.wait(flood)
+        if count == 1:
+            return [way, "1", "-", "-", f"{flood / spent:,.0f}", "-", f"{spent / flood * 1e6:.1f}", "-"]
         told = workers.ask("tell")
         delivered = sum(len(some) for some, _ in told)
         took = max([last for _, last in told]) - begun
         lost = (count - 1) * (steady + flood) - len(times) - delivered
         return [
             way, str(count), f"{times[len(times) // 2] * 1000:.2f}", f"{times[len(times) * 99 // 100] * 1000:.2f}",
-            f"{flood / took:,.0f}", f"{delivered / took:,.0f}", f"{spent / flood * 1e6:.0f}", str(lost)]
+            f"{flood / took:,.0f}", f"{delivered / took:,.0f}", f"{spent / flood * 1e6:.1f}", str(lost)]
     finally:
         workers.close()
 
@@ -254,7 +258,7 @@ def main() -> int:
     """Measure all ways and save the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement, about (%(default)s)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[2, 4], help="processes (%(default)s)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="processes (%(default)s)")
     arguments = parser.parse_args()
     programs.BUILD.mkdir(parents=True, exist_ok=True)
     program = shutil.which("redis-server")

@@ -305,7 +305,7 @@ static int read_request(PyObject *const *args, int *fd, Py_ssize_t *size)
 static Py_ssize_t receive(int fd, char *to, Py_ssize_t size, int flags)
 {
     for (;;) {
-        PyThreadState *save = PyEval_SaveThread();
+        PyThreadState *save = save_gated();
         const Py_ssize_t got = recv(fd, to, size, flags);
         const int error = errno;
         restore_gated(save);
@@ -325,7 +325,7 @@ static int wait_readable(int fd)
 {
     struct pollfd polled = {fd, POLLIN, 0};
     for (;;) {
-        PyThreadState *save = PyEval_SaveThread();
+        PyThreadState *save = save_gated();
         const int ready = poll(&polled, 1, -1);
         const int error = errno;
         restore_gated(save);
@@ -472,7 +472,7 @@ static PyObject *send_bytes(PyObject *self, PyObject *const *args, Py_ssize_t na
     if (data.len <= SMALL)  /* It never waits, so giving up the GIL would cost more than it gives. */
         sent = send_now(fd, data.buf, data.len);
     else {
-        PyThreadState *save = PyEval_SaveThread();
+        PyThreadState *save = save_gated();
         sent = send_now(fd, data.buf, data.len);
         restore_gated(save);
     }
@@ -499,7 +499,7 @@ static PyObject *send_both(PyObject *self, PyObject *const *args, Py_ssize_t nar
     };
     struct msghdr both = {.msg_iov = parts, .msg_iovlen = 2};
     Py_ssize_t sent;
-    PyThreadState *save = PyEval_SaveThread();
+    PyThreadState *save = save_gated();
     do
         sent = sendmsg(fd, &both, DONT_WAIT);
     while (sent < 0 && errno == EINTR);
@@ -754,7 +754,7 @@ static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nar
                 note_error(&first_error);
         }
         if (count != 0) {
-            PyThreadState *save = PyEval_SaveThread();
+            PyThreadState *save = save_gated();
             for (Py_ssize_t k = 0; k < count; k++)
                 batch[k].sent = send_now(batch[k].fd, frame, size);
             restore_gated(save);

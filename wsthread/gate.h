@@ -5,9 +5,17 @@
    wake-ups. So they wait at a gate of the process first, and only a few of them at a time ask for the GIL: one that
    found nobody there and goes straight on, and those who are called from the queue. A strict order would cost half of
    the throughput with many threads: the next one in the queue is seldom the next one that runs. Nobody waits at the
-   gate while holding the GIL, so it cannot deadlock. Without the GIL there is no gate.
+   gate while holding the GIL, so it cannot deadlock.
 
-   A thread gives up the GIL with PyEval_SaveThread() and gets it back with restore_gated(). One file includes this. */
+   Who is through the gate while another thread still has the GIL does not sleep at once: on another CPU that thread
+   needs some microseconds for a message, and to be woken up takes as long. So it watches for a moment whether the other
+   one gives up the GIL. It does not if both have the same CPU, where that one has to run first, nor if the process gets
+   no more than one CPU, where others have to run. What a handler does is not known: it may give up the GIL elsewhere,
+   for a database or for zlib. So a holder that was watched in vain is forgotten, and the moment becomes shorter; when
+   watching helps again, it becomes longer.
+
+   Without the GIL there is no gate. A thread gives up the GIL with save_gated() and gets it back with restore_gated().
+   One file includes this. */
 
 #ifndef WSTHREAD_GATE_H
 #define WSTHREAD_GATE_H
@@ -15,6 +23,11 @@
 #include <Python.h>
 
 #ifdef Py_GIL_DISABLED
+
+static PyThreadState *save_gated(void)
+{
+    return PyEval_SaveThread();
+}
 
 static void restore_gated(PyThreadState *save)
 {
@@ -28,6 +41,9 @@ static void open_gate(void)
 #else
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <time.h>
 
 #if PY_VERSION_HEX < 0x030D0000
 #define IS_FINALIZING _Py_IsFinalizing
@@ -35,8 +51,12 @@ static void open_gate(void)
 #define IS_FINALIZING Py_IsFinalizing
 #endif
 
-/* Threads from the queue at the GIL. More are fairer, and slower with a thousand that are busy. */
-enum { CALLED = 4 };
+/* Threads from the queue at the GIL. More are fairer, and slower. */
+enum { CALLED = 2 };
+
+/* Nanoseconds to watch the holder of the GIL, at most and at least. */
+enum { LONG_WATCH = 100000, SHORT_WATCH = 2000 };
+enum { LOOK_EVERY = 20000000 };  /* Nanoseconds. */
 
 typedef struct waiter {
     struct waiter *next;
@@ -50,6 +70,85 @@ static struct {
     int called;  /* ... and how many do that were called. */
     waiter *first, **end;  /* The queue. */
 } gate = {PTHREAD_MUTEX_INITIALIZER, 0, 0, NULL, &gate.first};
+
+/* The thread that has got the GIL at the gate and has not given it up here; NULL when there is none. Only compared. */
+static _Atomic(PyThreadState *) holder;
+static atomic_int holder_cpu;
+static atomic_int watch = LONG_WATCH;
+
+static PyThreadState *save_gated(void)
+{
+    PyThreadState *const save = PyEval_SaveThread();
+    PyThreadState *own = save;  /* Meanwhile there may be another one. */
+    atomic_compare_exchange_strong(&holder, &own, NULL);
+    return save;
+}
+
+/* The CPU that this thread runs on; -1 where the system does not tell. */
+static int current_cpu(void)
+{
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+static int64_t nanoseconds(clockid_t clock)
+{
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* Whether this process uses more than one CPU, as of some milliseconds ago. */
+static int has_second_cpu(int64_t now)
+{
+    static atomic_int_fast64_t looked_at, used_then;
+    static atomic_int has;
+    int_fast64_t last = atomic_load(&looked_at);
+    if (now - last > LOOK_EVERY && atomic_compare_exchange_strong(&looked_at, &last, now)) {
+        const int64_t used = nanoseconds(CLOCK_PROCESS_CPUTIME_ID);
+        atomic_store(&has, used - atomic_exchange(&used_then, used) > now - last);
+    }
+    return atomic_load(&has);
+}
+
+/* Lets some nanoseconds pass, and the other thread of this core have them. */
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+/* Waits a moment for the holder to give up the GIL, if that may be worth it. */
+static void watch_holder(void)
+{
+    PyThreadState *watched = atomic_load(&holder);
+    if (watched == NULL)
+        return;
+    const int64_t begin = nanoseconds(CLOCK_MONOTONIC);
+    if (!has_second_cpu(begin))
+        return;
+    const int time = atomic_load(&watch);
+    do {
+        const int cpu = current_cpu();
+        if (cpu < 0 || cpu == atomic_load(&holder_cpu))
+            return;
+        for (int i = 0; i < 16; i++) {
+            if (atomic_load(&holder) == NULL) {
+                atomic_store(&watch, time < LONG_WATCH / 2 ? time * 2 : LONG_WATCH);
+                return;
+            }
+            relax();
+        }
+    } while (nanoseconds(CLOCK_MONOTONIC) - begin < time);
+    atomic_compare_exchange_strong(&holder, &watched, NULL);
+    atomic_store(&watch, time > SHORT_WATCH * 4 / 3 ? time - time / 4 : SHORT_WATCH);
+}
 
 /* Gets the GIL back, by way of the gate. */
 static void restore_gated(PyThreadState *save)
@@ -71,7 +170,10 @@ static void restore_gated(PyThreadState *save)
         gate.passing = 1;
     pthread_mutex_unlock(&gate.mutex);
 
+    watch_holder();
     PyEval_RestoreThread(save);
+    atomic_store(&holder_cpu, current_cpu());
+    atomic_store(&holder, save);
 
     pthread_mutex_lock(&gate.mutex);
     if (waits)
@@ -96,6 +198,7 @@ static void renew_gate(void)
     gate.passing = gate.called = 0;
     gate.first = NULL;
     gate.end = &gate.first;
+    atomic_store(&holder, NULL);
 }
 
 /* To be called when the extension is loaded. */
