@@ -81,6 +81,7 @@ class _Noting:
         self.clear = True
         self.fd = sock.fileno()
         self.compressed_from = sys.maxsize
+        self.compression = 0
         self.bytes_sent = self.messages_sent = 0
         self.calls: list[str] = []
         self._socket = sock
@@ -192,13 +193,14 @@ def _send(source: Source) -> None:
         states = [
             type("State", (_Noting, version.SendState), {})(pair[0]) for version, pair in zip((C, PYTHON), sockets)]
         clear, fd, threshold, locked = source.number(4), source.number(8), source.number(3), source.number(8)
+        way = source.number(3)
         for state, pair in zip(states, sockets):
             state.clear = clear > 0
             if fd == 0:
                 state.fd = -1
             elif fd == 1:
                 pair[1].close()
-            state.compressed_from = (sys.maxsize, 0, 100)[threshold]
+            state.compressed_from, state.compression = (sys.maxsize, 0, 100)[threshold], way
             if locked == 0:
                 state.send_lock.acquire()
         outcomes: list[list[Outcome]] = [[], []]
@@ -206,11 +208,11 @@ def _send(source: Source) -> None:
             payload: Any = source.some()
             if source.number(2):
                 payload = payload.decode("latin-1")
-            to_each = source.number(2)
+            to_each, compression = source.number(2), source.number(3)
             for found, version, state in zip(outcomes, (C, PYTHON), states):
                 if to_each:
                     frame = payload if isinstance(payload, bytes) else payload.encode()
-                    found.append(_outcome(version.send_each, (state,), frame))
+                    found.append(_outcome(version.send_each, (state,), frame, len(frame), compression))
                 else:
                     found.append(_outcome(version.send_small, state, payload, 0.1))
         assert outcomes[0] == outcomes[1], outcomes

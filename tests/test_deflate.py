@@ -754,15 +754,34 @@ def check_sent(kinds: list[str], takeover: bool) -> None:
 def test_prepared_message_is_encoded_once_for_each_kind_of_peer() -> None:
     """Once plain, once for each level and window."""
     message = PreparedMessage(LINES)
-    agreements = [None, agreed(), agreed(level=1), agreed(server_max_window_bits=9), agreed(**BOTH_TAKEOVERS),
-                  agreed(threshold=10_000)]
-    frames = [message.encode(agreement) for agreement in agreements]
+    protocols = [Protocol(agreement=agreement) for agreement in (
+        None, agreed(), agreed(level=1), agreed(server_max_window_bits=9), agreed(**BOTH_TAKEOVERS),
+        agreed(threshold=len(LINES) + 1))]
+    frames = [protocol.send_prepared(message) for protocol in protocols]
     assert frames[0] == frames[5] and frames[1] == frames[4]
     assert len(set(frames)) == 4
-    assert all(message.encode(agreement) is frame for agreement, frame in zip(agreements, frames))
+    assert all(protocol.send_prepared(message) is frame for protocol, frame in zip(protocols, frames))
     for data, bits in zip(frames[1:4], [15, 15, 9]):
         frame, = server_frames(data)
         assert inflated(frame.payload, bits) == LINES
+
+
+def test_an_empty_prepared_message_is_not_compressed() -> None:
+    protocol = Protocol(agreement=agreed(threshold=0))
+    assert [frame.rsv for frame in server_frames(protocol.send_prepared(PreparedMessage("")))] == [0]
+
+
+@pytest.mark.parametrize(("agreement", "is_alone"), [
+    (None, False), (agreed(), True), (agreed(level=1, server_max_window_bits=9), True),
+    (agreed(client_context_takeover=True), True), (agreed(server_context_takeover=True), False),
+])
+def test_those_without_a_window_may_get_the_same_bytes(agreement: Agreement | None, is_alone: bool) -> None:
+    protocol = Protocol(agreement=agreement)
+    message = PreparedMessage(LINES)
+    assert bool(protocol.compression) == is_alone
+    if is_alone:
+        assert protocol.send_prepared(message) is message.encode(protocol.compression)
+        assert protocol.send_message(LINES) == message.encode(protocol.compression)
 
 
 @bounded

@@ -412,23 +412,17 @@ def test_encode_compressed(opcode: Opcode, octets: bytes) -> None:
 def test_prepared_message(payload: Any, opcode: int, octets: bytes) -> None:
     """It is encoded once for each way, and each way says the same."""
     message = PreparedMessage(payload)
-    plain = message.encode(None)
+    plain = message.encode()
     assert server_frames(plain) == [(opcode, octets, True, 0)]
-    assert message.encode(agreed(threshold=len(octets) + 1)) is plain
     frames = []
     for options in {}, {"level": 1}, {"server_max_window_bits": 9}:
-        agreement = agreed(threshold=len(octets), **options)
-        frame, = server_frames(message.encode(agreement))
+        agreement = agreed(**options)
+        frame, = server_frames(message.encode(agreement.compression))
         assert frame[::2] == (opcode, True) and frame.rsv == RSV1
         assert inflated(frame.payload, agreement.server_max_window_bits) == octets
-        frames.append(message.encode(agreement))
-        assert message.encode(agreed(threshold=0, **options)) is frames[-1]
+        frames.append(message.encode(agreement.compression))
+        assert message.encode(agreed(threshold=0, **options).compression) is frames[-1]
     assert len({id(one) for one in [plain, *frames]}) == 4
-
-
-def test_prepared_empty_message() -> None:
-    """An empty message goes plain in any case."""
-    assert server_frames(PreparedMessage("").encode(agreed(threshold=0))) == [(TEXT, b"", True, 0)]
 
 
 def test_prepared_anything_else() -> None:

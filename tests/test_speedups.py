@@ -434,6 +434,7 @@ class Noting:
         self.clear = True
         self.fd = sock.fileno()
         self.compressed_from = sys.maxsize
+        self.compression = 0
         self.bytes_sent = self.messages_sent = 0
         self.rests: list[bytes] = []
         self.errors: list[str] = []
@@ -459,6 +460,12 @@ class Noting:
         self.keep_rest(frame, sent)
 
 
+def send_plain(version: Any, states: tuple[Any, ...], frame: bytes) -> Any:
+    """Send a frame that is not compressed to each."""
+    header = 2 if len(frame) < 2 + 126 else 4 if len(frame) < 4 + (1 << 16) else 10
+    return version.send_each(states, frame, len(frame) - header, 0)
+
+
 def new_state(version: Any, sock: socket.socket, **methods: Any) -> Any:
     """Return a sending half of a version, with some methods changed."""
     return type("State", (Noting, version.SendState), methods)(sock)
@@ -476,7 +483,7 @@ def test_parts_of_frames(version: Any, pair: Pair, alone: bool) -> None:
         if alone:
             taken = version.send_small(state, payload, 2.5)
         else:
-            got_all, missed = version.send_each((state,), frame)
+            got_all, missed = send_plain(version, (state,), frame)
             taken = not missed
             assert missed in ([], [0])
             assert got_all == (taken and not state.rests)
@@ -511,7 +518,7 @@ def test_a_way_that_is_not_clear(version: Any, change: dict[str, Any]) -> None:
             else:
                 for name, value in change.items():
                     setattr(state, name, value)
-        assert version.send_each(tuple(states), b"\x82\x01a") == (3, [1, 3])
+        assert send_plain(version, tuple(states), b"\x82\x01a") == (3, [1, 3])
         assert [version.send_small(state, "a", None) for state in states] == [True, False, True, False, True]
         assert read(theirs, 18) == b"\x82\x01a" * 3 + b"\x81\x01a" * 3
         assert [(state.messages_sent, state.bytes_sent) for state in states] == [(2, 6), (0, 0)] * 2 + [(2, 6)]
@@ -521,16 +528,30 @@ def test_a_way_that_is_not_clear(version: Any, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536])
 def test_compression_begins_where_it_was_agreed(version: Any, size: int) -> None:
-    """The size of a message is found out from that of its frame."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         states = [new_state(version, ours), new_state(version, ours)]
         states[0].compressed_from, states[1].compressed_from = size, size + 1
         frame = encode_frame(Frame(Opcode.BINARY, bytes(size)))
-        assert version.send_each(tuple(states), frame) == (1, [0])
+        assert send_plain(version, tuple(states), frame) == (1, [0])
         assert read(theirs, len(frame)) == frame
         if size <= 4096:
             assert [version.send_small(state, bytes(size), None) for state in states] == [False, True]
+
+
+@pytest.mark.parametrize("compression", [0, 5, 6])
+def test_each_gets_the_form_that_it_wants(version: Any, compression: int) -> None:
+    """Five that differ in how they want a message of 100 bytes."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        states = [new_state(version, ours) for _ in range(5)]
+        for state, shortest, way in zip(states, (100, 100, 101, 100, 1000), (5, 6, 5, 0, 0)):
+            state.compressed_from, state.compression = shortest, way
+        wanting = {0: [2, 4], 5: [0], 6: [1]}[compression]
+        whole, others = version.send_each(tuple(states), b"\xc2\x01a", 100, compression)
+        assert (whole, others) == (len(wanting), [index for index in range(5) if index not in wanting])
+        assert read(theirs, 3 * whole) == b"\xc2\x01a" * whole
+        assert [state.messages_sent for state in states] == [index in wanting for index in range(5)]
 
 
 def test_a_peer_that_is_gone(version: Any) -> None:
@@ -539,7 +560,7 @@ def test_a_peer_that_is_gone(version: Any) -> None:
     with ours, left, right:
         theirs.close()
         states = [new_state(version, sock) for sock in (ours, left, ours)]
-        assert version.send_each(tuple(states), b"\x82\x01a") == (1, [0, 2])
+        assert send_plain(version, tuple(states), b"\x82\x01a") == (1, [0, 2])
         assert not version.send_small(states[0], "a", None)
         assert states[0].errors == ["BrokenPipeError(32, 'Broken pipe')"] * 2
         assert (states[0].messages_sent, states[0].bytes_sent, states[1].errors) == (0, 0, [])
@@ -556,7 +577,7 @@ def test_many(version: Any, size: int) -> None:
         missed = [*range(0, 150, 7), 148, 149]
         for index in missed:
             states[index].clear = False
-        whole, others = version.send_each((*states, new_state(version, unused)), frame)
+        whole, others = send_plain(version, (*states, new_state(version, unused)), frame)
         assert others == [*missed, 150]  # That one is not connected.
         assert whole == sum(not state.rests for state in states) - len(missed)
         for index, (ours, theirs) in enumerate(pairs):
@@ -568,7 +589,7 @@ def test_many(version: Any, size: int) -> None:
 
 
 def test_none(version: Any) -> None:
-    assert version.send_each((), b"\x82\0") == (0, [])
+    assert send_plain(version, (), b"\x82\0") == (0, [])
 
 
 @pytest.mark.parametrize("payload", ["ä", "a" * 4097, bytes(4097), bytearray(b"a"), 1, None, Text("a")])
@@ -601,7 +622,7 @@ def run(version: Any, steps: list[Step]) -> list[Any]:
             if step == "small":
                 seen.append([version.send_small(each, bytes(number), 2.5) for each in states])
             elif step == "each":
-                seen.append(version.send_each(tuple(states), encode_frame(Frame(Opcode.BINARY, bytes(number)))))
+                seen.append(send_plain(version, tuple(states), encode_frame(Frame(Opcode.BINARY, bytes(number)))))
             elif step == "read":
                 seen.append([outcome(theirs.recv, number) for _, theirs in pairs])
             elif step == "lock":
@@ -655,7 +676,7 @@ def test_a_connection_ends_when_its_rest_is_lost(version: Any, pair: Pair, error
     broken = new_state(version, pair[0], keep_rest=fail(error))
     states = [new_state(version, ours) for ours, _ in pairs]
     with pytest.raises(error):
-        version.send_each((broken, *states), bytes(100_000))
+        send_plain(version, (broken, *states), bytes(100_000))
     assert (broken.clear, broken.send_lock.locked()) == (False, False)
     for state, (ours, theirs) in zip(states, pairs):
         assert (state.clear, state.send_lock.locked(), state.messages_sent) == (True, False, 1)
@@ -673,7 +694,7 @@ def test_the_first_error_is_raised(version: Any) -> None:
         errors = KeyError, KeyboardInterrupt, IndexError
         states = tuple(new_state(version, ours, broke=fail(error)) for error in errors)
         with pytest.raises(KeyError):
-            version.send_each(states, b"\x82\x01a")
+            send_plain(version, states, b"\x82\x01a")
         assert not any(state.clear or state.send_lock.locked() for state in states)
         states[1].clear = True
         with pytest.raises(KeyboardInterrupt):
@@ -699,20 +720,20 @@ def test_a_state_that_is_not_ready(version: Any) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         bare = version.SendState()
-        bare.compressed_from = 1000
+        bare.compressed_from, bare.compression = 1000, 0
         ready = new_state(version, ours)
         for _ in range(2):
             with pytest.raises(AttributeError):
-                version.send_each((bare, ready), b"\x82\x01a")
+                send_plain(version, (bare, ready), b"\x82\x01a")
             with pytest.raises(AttributeError):
                 version.send_small(bare, "a", None)
             bare.send_lock, bare.clear = 5, True  # That is no lock.
         assert ready.messages_sent == 2
         for frame in (b"", b"\x82"):
             with pytest.raises(ValueError):
-                version.send_each((version.SendState(),), frame)
+                send_plain(version, (version.SendState(),), frame)
             with pytest.raises(ValueError):
-                version.send_each((), frame)
+                send_plain(version, (), frame)
 
 
 def test_a_lock_that_is_taken_away(version: Any) -> None:
@@ -732,14 +753,15 @@ def test_a_lock_that_is_taken_away(version: Any) -> None:
 
         for method in (broke, broke_for_good):
             state = new_state(version, ours, broke=method)
-            assert version.send_each((state,), b"\x82\x01a") == (0, [0])
+            assert send_plain(version, (state,), b"\x82\x01a") == (0, [0])
         assert not any(lock.locked() for lock in locks)
 
 
 def test_wrong_calls_of_sending(version: Any, pair: Pair) -> None:
     state = new_state(version, pair[0])
     wrong: list[tuple[Any, ...]] = [
-        (), ((state,),), ((state,), "ab"), ((state, "x"), b"\x82\x01a"), (5, b"\x82\x01a")]
+        (), ((state,), b"\x82\x01a"), ((state,), "ab", 1, 0), ((state, "x"), b"\x82\x01a", 1, 0),
+        (5, b"\x82\x01a", 1, 0), ((state,), b"\x82\x01a", "1", 0)]
     for args in wrong:
         with pytest.raises((TypeError, AttributeError)):
             version.send_each(*args)
@@ -757,7 +779,7 @@ def test_what_c_does_not_take(pair: Pair) -> None:
     for name, value, error in [
         ("fd", 1 << 31, OverflowError), ("fd", 1 << 70, OverflowError), ("fd", -2, OverflowError),
         ("fd", "1", TypeError), ("bytes_sent", 1 << 63, OverflowError), ("messages_sent", "1", TypeError),
-        ("compressed_from", 1 << 63, OverflowError), ("clear", 1, TypeError),
+        ("compressed_from", 1 << 63, OverflowError), ("clear", 1, TypeError), ("compression", "1", TypeError),
     ]:
         with pytest.raises(error):
             setattr(state, name, value)
@@ -766,20 +788,20 @@ def test_what_c_does_not_take(pair: Pair) -> None:
             delattr(state, name)
     state = new_state(C, pair[0])
     with pytest.raises(TypeError):
-        C.send_each([state], b"\x82\x01a")
+        C.send_each([state], b"\x82\x01a", 1, 0)
     with pytest.raises(TypeError):
-        C.send_each((state, "x"), b"\x82\x01a")
+        C.send_each((state, "x"), b"\x82\x01a", 1, 0)
     assert state.messages_sent == 0
     for name in ("bytes_sent", "messages_sent"):  # Who counts on in Python gets an error.
         setattr(state, name, sys.maxsize)
         assert not C.send_small(state, "a", None)
-        assert C.send_each((state,), b"\x82\x01a") == (0, [0])
+        assert send_plain(C, (state,), b"\x82\x01a") == (0, [0])
         setattr(state, name, 0)
     assert C.send_small(state, "a", None)
 
 
 def test_attributes_are_the_same() -> None:
-    names = {"send_lock", "clear", "fd", "compressed_from", "bytes_sent", "messages_sent"}
+    names = {"send_lock", "clear", "fd", "compressed_from", "compression", "bytes_sent", "messages_sent"}
     assert set(PYTHON.SendState.__slots__) == names
     assert inspect.isclass(PYTHON.SendState)
     if C is not None:

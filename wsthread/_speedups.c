@@ -518,7 +518,8 @@ typedef struct {
     PyObject_HEAD
     PyObject *send_lock;  /* A threading.Lock. */
     Py_ssize_t bytes_sent, messages_sent;
-    Py_ssize_t compressed_from;  /* Bytes of the shortest message that is compressed. */
+    Py_ssize_t compressed_from;  /* Bytes of the shortest message that is compressed, ... */
+    int compression;  /* ... and how, if all others may get the same bytes; else 0. */
     int fd;  /* -1: there is none that frames may be written to as they are. */
     char clear;  /* Frames may be sent, and nothing waits that they would overtake. */
 } send_state;
@@ -567,6 +568,7 @@ static PyMemberDef send_state_members[] = {
     {"bytes_sent", T_PYSSIZET, offsetof(send_state, bytes_sent), 0, NULL},
     {"messages_sent", T_PYSSIZET, offsetof(send_state, messages_sent), 0, NULL},
     {"compressed_from", T_PYSSIZET, offsetof(send_state, compressed_from), 0, NULL},
+    {"compression", T_INT, offsetof(send_state, compression), 0, NULL},
     {"clear", T_BOOL, offsetof(send_state, clear), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -610,11 +612,13 @@ static void leave(const module_state *state, entered *conn)
     PyErr_Restore(type, value, traceback);
 }
 
-/* Takes the send lock if nobody has it and a message of so many bytes may go straight to the socket. Returns whether
-   that was so, -1 with a Python error. */
-static int enter_clear(const module_state *state, send_state *conn, Py_ssize_t length, entered *to)
+/* Takes the send lock if nobody has it and a message of so many bytes may go straight to the socket, compressed in that
+   way, or 0. Returns whether that was so, -1 with a Python error. */
+static int enter_clear(
+    const module_state *state, send_state *conn, Py_ssize_t length, int compression, entered *to)
 {
-    if (length >= conn->compressed_from)  /* It never changes. */
+    const int is_compressed = length >= conn->compressed_from;  /* It never changes, nor does the next. */
+    if (is_compressed != (compression != 0) || (is_compressed && compression != conn->compression))
         return 0;
     if (conn->send_lock == NULL) {
         PyErr_SetString(PyExc_AttributeError, "send_lock");
@@ -630,8 +634,8 @@ static int enter_clear(const module_state *state, send_state *conn, Py_ssize_t l
         return result == NULL ? -1 : 0;
     }
     to->fd = conn->fd;
-    /* Where a counter is full Python counts, and raises OverflowError. */
-    const int countable = conn->bytes_sent < PY_SSIZE_T_MAX - 16 - length && conn->messages_sent < PY_SSIZE_T_MAX;
+    /* Where a counter is about to be full Python counts, and raises OverflowError. */
+    const int countable = conn->bytes_sent < PY_SSIZE_T_MAX / 2 && conn->messages_sent < PY_SSIZE_T_MAX;
     if (conn->clear && to->fd >= 0 && countable)
         return 1;
     leave(state, to);
@@ -678,7 +682,7 @@ static PyObject *send_small(PyObject *self, PyObject *const *args, Py_ssize_t na
     if (bytes == NULL)
         Py_RETURN_FALSE;
     entered conn;
-    const int clear = enter_clear(state, (send_state *)args[0], length, &conn);
+    const int clear = enter_clear(state, (send_state *)args[0], length, 0, &conn);
     if (clear < 0)
         return NULL;
     if (!clear)
@@ -717,8 +721,8 @@ static int append_index(PyObject *list, Py_ssize_t index)
 static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     const module_state *state = PyModule_GetState(self);
-    if (nargs != 2 || !PyTuple_Check(args[0]) || !PyBytes_Check(args[1])) {
-        PyErr_SetString(PyExc_TypeError, "send_each(states, frame)");
+    if (nargs != 4 || !PyTuple_Check(args[0]) || !PyBytes_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "send_each(states, frame, length, compression)");
         return NULL;
     }
     PyObject *const *conns = &PyTuple_GET_ITEM(args[0], 0);
@@ -734,7 +738,10 @@ static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nar
         PyErr_SetString(PyExc_ValueError, "a frame has at least 2 bytes");
         return NULL;
     }
-    const Py_ssize_t length = size - (size < 2 + 126 ? 2 : size < 4 + (1 << 16) ? 4 : 10);
+    const Py_ssize_t length = PyLong_AsSsize_t(args[2]);
+    const long compression = PyLong_AsLong(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
     /* Others may wait for these send locks: not too many at once, and not for too long. */
     const Py_ssize_t limit = size > BATCH_BYTES / BATCH ? 1 + BATCH_BYTES / size : BATCH;
     Py_ssize_t whole = 0;
@@ -747,7 +754,8 @@ static PyObject *send_each(PyObject *self, PyObject *const *args, Py_ssize_t nar
         const Py_ssize_t first = i;
         Py_ssize_t count = 0;
         for (; i < total && count < limit; i++) {
-            const int clear = enter_clear(state, (send_state *)conns[i], length, &batch[count]);
+            send_state *const conn = (send_state *)conns[i];
+            const int clear = enter_clear(state, conn, length, (int)compression, &batch[count]);
             if (clear > 0)
                 batch[count++].index = i;
             else if (clear < 0)

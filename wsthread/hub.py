@@ -37,8 +37,8 @@ from .overflow import Excess, Posted
 from .receiving import Receiver
 from .recovery import Recovery
 from .registry import Registry
+from .sending import send_at_once
 from .shutdown import Shutdown, wait_ended
-from .speedups import send_each
 from .stats import Counters, Totals
 from .wire.deflate import Agreement
 from .wire.frames import CloseCode
@@ -390,7 +390,7 @@ class Hub:
             head: what goes before it for clients that may come back. The delivery lock is held then; None: it is not
                 kept.
         """
-        sent, others = send_each(senders_of(members), message.encode(None))
+        sent, others = send_at_once(senders_of(members), message)
         queued = len(members) - sent - len(others)
         headed = None
         results = []  # No generator: see locks.py.

@@ -19,6 +19,7 @@ from .options import Options
 from .outbox import Entry
 from .overflow import Excess, Posted, is_overflowing, judge
 from .registry import Registry
+from .speedups import send_each
 from .transport import Transport
 from .wire.frames import CloseCode
 from .wire.messages import Payload, PreparedMessage
@@ -49,7 +50,7 @@ class Sender(Writer):
         self, id: str, options: Options, housekeeper: Housekeeper, registry: Registry[Any], protocol: Protocol,
         deadlines: Deadlines,
     ) -> None:
-        super().__init__(id, options, housekeeper, registry, Ending(protocol), deadlines, protocol.compressed_from)
+        super().__init__(id, options, housekeeper, registry, Ending(protocol), deadlines, protocol)
         self.protocol = protocol
         self.is_corked = self.is_behind = False
         self.thread_id = 0
@@ -100,7 +101,7 @@ class Sender(Writer):
         if self._window_lock is None:
             return self._post(self.protocol.send_prepared(message))
         if not self._window_lock.acquire(blocking=False):  # Another thread compresses, perhaps for long.
-            return self._post(message.encode(None))  # Plain, it leaves the window as it is (RFC 7692 7.2.3.3).
+            return self._post(message.encode())  # Plain, it leaves the window as it is (RFC 7692 7.2.3.3).
         try:
             return self._post(self.protocol.send_prepared(message))
         finally:
@@ -267,3 +268,25 @@ class Sender(Writer):
                 self.write_control(self.protocol.send_close(close))
             finally:
                 self.leave()
+
+
+def send_at_once(senders: tuple[Sender, ...], message: PreparedMessage) -> tuple[int, list[int]]:
+    """Send a message to those whose way is clear, each in the form that it wants; wait for none.
+
+    Args:
+        senders: each one once.
+        message: the message.
+
+    Returns:
+        How many got all of it, and the indices of those who got nothing, in order. The others keep the rest of it.
+    """
+    size = len(message)
+    sent, others = send_each(senders, message.encode(), size, 0)
+    for compression in {senders[index].compression for index in others if size >= senders[index].compressed_from} - {0}:
+        wanting = [index for index in others if senders[index].compression == compression]
+        got, left = send_each(
+            tuple([senders[index] for index in wanting]), message.encode(compression), size, compression)
+        sent += got
+        served = set(wanting).difference([wanting[index] for index in left])
+        others = [index for index in others if index not in served]
+    return sent, others

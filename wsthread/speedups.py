@@ -297,16 +297,18 @@ class SendState:
         clear: whether nothing waits that a frame would overtake, and frames may still be sent.
         fd: the descriptor that frames may be written to as they are. -1: there is none, so the way is never clear.
         compressed_from: bytes of the shortest message that the peer wants compressed. It does not change.
+        compression: in which way, as a number, if the same bytes do for all peers who want it so; else 0. Likewise.
         bytes_sent: bytes that the kernel took.
         messages_sent: messages that it took whole.
     """
 
-    __slots__ = ("send_lock", "clear", "fd", "compressed_from", "bytes_sent", "messages_sent")
+    __slots__ = ("send_lock", "clear", "fd", "compressed_from", "compression", "bytes_sent", "messages_sent")
 
     send_lock: threading.Lock
     clear: bool
     fd: int
     compressed_from: int
+    compression: int
     bytes_sent: int
     messages_sent: int
 
@@ -346,7 +348,7 @@ def send_small(state: SendState, payload: Any, timeout: float | None) -> bool:
     Raises:
         BaseException: what a method of the state raised. Then the connection's streams are shut down.
     """
-    if not _is_plain(payload, _SMALL) or not _enter_clear(state, len(payload)):
+    if not _is_plain(payload, _SMALL) or not _enter_clear(state, len(payload), 0):
         return False
     frame = encode_message(payload)
     assert frame is not None
@@ -354,12 +356,16 @@ def send_small(state: SendState, payload: Any, timeout: float | None) -> bool:
 
 
 @_or_c
-def send_each(states: tuple[SendState, ...], frame: bytes) -> tuple[int, list[int]]:
-    """Send a frame of an uncompressed message to each whose way is clear as for :func:`send_small`; wait for none.
+def send_each(
+    states: tuple[SendState, ...], frame: bytes, length: int, compression: int,
+) -> tuple[int, list[int]]:
+    """Send a message to each who wants it in this form and whose way is clear as for :func:`send_small`; wait for none.
 
     Args:
         states: what to send it through, each one once.
-        frame: a whole frame, not masked.
+        frame: the message as a whole frame, not masked.
+        length: bytes of the message before it was compressed.
+        compression: in which way it is compressed; 0 when it is not.
 
     Returns:
         How many got all of it, and the indices of those who got nothing, in order. The others keep the rest of it.
@@ -371,11 +377,10 @@ def send_each(states: tuple[SendState, ...], frame: bytes) -> tuple[int, list[in
     """
     if len(frame) < 2:
         raise ValueError("a frame has at least 2 bytes")
-    length = len(frame) - (2 if len(frame) < 2 + 126 else 4 if len(frame) < 4 + (1 << 16) else 10)
     whole, missed, failure = 0, [], None
     for index, state in enumerate(states):
         try:
-            sent = _write_and_leave(state, frame, state.keep_rest) if _enter_clear(state, length) else 0
+            sent = _write_and_leave(state, frame, state.keep_rest) if _enter_clear(state, length, compression) else 0
         except BaseException as error:
             failure = error if failure is None else failure
             continue
@@ -388,9 +393,12 @@ def send_each(states: tuple[SendState, ...], frame: bytes) -> tuple[int, list[in
     return whole, missed
 
 
-def _enter_clear(state: SendState, length: int) -> bool:
-    """Take the send lock if the way is clear for a message of so many bytes; tell whether that was so."""
-    if length >= state.compressed_from or not state.send_lock.acquire(False):
+def _enter_clear(state: SendState, length: int, compression: int) -> bool:
+    """Take the send lock if the way is clear for a message of so many bytes in this form; tell whether that was so."""
+    is_compressed = length >= state.compressed_from
+    if is_compressed != (compression != 0) or is_compressed and compression != state.compression:
+        return False
+    if not state.send_lock.acquire(False):
         return False
     if state.clear and state.fd >= 0:
         return True

@@ -29,6 +29,7 @@ from .registry import Registry
 from .speedups import SendState
 from .transport import Transport
 from .wire.frames import CloseCode
+from .wire.protocol import Protocol
 
 _OPEN = State.OPEN  # Looking a member up in its enum costs as much as a function call.
 # Replies that leave together are at most so many, and each smaller than so many bytes.
@@ -64,12 +65,13 @@ class Writer(SendState):
 
     def __init__(
         self, id: str, options: Options, housekeeper: Housekeeper, registry: Registry[Any], ending: Ending,
-        deadlines: Deadlines, compressed_from: int,
+        deadlines: Deadlines, protocol: Protocol,
     ) -> None:
         self.send_lock = threading.Lock()
         self.fd = -1
         self.clear = False
-        self.compressed_from = compressed_from
+        self.compressed_from = protocol.compressed_from
+        self.compression = protocol.compression
         self.bytes_sent = self.messages_sent = self.messages_dropped = 0
         self.id = id
         self.ending = ending

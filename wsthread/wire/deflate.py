@@ -141,6 +141,22 @@ class Agreement:
         """Bytes of the shortest message that is compressed, at most :data:`NEVER`; an empty one never is."""
         return min(max(self.deflate.threshold, 1), NEVER)
 
+    @property
+    def compression(self) -> int:
+        """The way in which the server compresses a message alone, as a number: peers with the same get the same bytes.
+        """
+        return self.deflate.level << 4 | self.server_max_window_bits
+
+
+def compress_alone(octets: bytes, compression: int) -> bytes:
+    """Return the compressed payload of a message that is not empty, from an empty window.
+
+    Args:
+        octets: the message.
+        compression: as of :attr:`Agreement.compression`.
+    """
+    return Deflater(compression >> 4, compression & 15, context_takeover=False).deflate(octets)
+
 
 class Deflater:
     """Compresses the payloads of one direction of one connection (RFC 7692 7.2.1)."""

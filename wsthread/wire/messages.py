@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 
 from ..exceptions import InvalidPayload, MessageTooBig, ProtocolError, RateExceeded
 from ..speedups import encode_message as encode_short_message
-from .deflate import Agreement, Deflater, Inflater
+from .deflate import Deflater, Inflater, compress_alone
 from .frames import FrameParser, Opcode, encode_header
 
 Payload: TypeAlias = "str | bytes | bytearray | memoryview"
@@ -315,8 +315,7 @@ class PreparedMessage:
 
     def __init__(self, payload: Payload) -> None:
         self._opcode, self._octets = to_octets(payload)
-        # Level and window bits, or None for a plain frame. Two threads may both encode; the result is the same.
-        self._frames: dict[tuple[int, int] | None, bytes] = {}
+        self._frames: dict[int, bytes] = {}  # Two threads may both encode; the result is the same.
 
     @classmethod
     def of(cls, opcode: Opcode, octets: bytes) -> PreparedMessage:
@@ -334,20 +333,19 @@ class PreparedMessage:
         """Return the same message with more bytes, which are ASCII, before its own."""
         return PreparedMessage.of(self._opcode, head + self._octets)
 
-    def is_compressed_for(self, agreement: Agreement | None) -> bool:
-        """Tell whether a peer gets it compressed."""
-        return agreement is not None and len(self._octets) >= agreement.compressed_from
+    def encode(self, compression: int = 0) -> bytes:
+        """Return the frame for peers.
 
-    def encode(self, agreement: Agreement | None) -> bytes:
-        """Return the frame for a peer, compressed from an empty window if the peer agreed to compression."""
-        key = None
-        if agreement is not None and self.is_compressed_for(agreement):
-            key = agreement.deflate.level, agreement.server_max_window_bits
-        frame = self._frames.get(key)
+        Args:
+            compression: how it is compressed, see :attr:`wsthread.wire.deflate.Agreement.compression`; 0 for not.
+        """
+        frame = self._frames.get(compression)
         if frame is None:
-            if key is None:
-                frame = encode_header(self._opcode, len(self._octets)) + self._octets
-            else:
-                frame = encode_compressed(self._opcode, self._octets, Deflater(*key, context_takeover=False))
-            self._frames[key] = frame
+            octets = self._octets if compression == 0 else compress_alone(self._octets, compression)
+            frame = encode_header(self._opcode, len(octets), rsv1=compression != 0) + octets
+            self._frames[compression] = frame
         return frame
+
+    def __len__(self) -> int:
+        """Return the bytes of the payload."""
+        return len(self._octets)

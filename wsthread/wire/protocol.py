@@ -42,6 +42,8 @@ class Protocol:
 
     Attributes:
         compressed_from: bytes of the shortest message that is compressed; ``NEVER`` when none is.
+        compression: how each of these is compressed, see :attr:`wsthread.wire.deflate.Agreement.compression`; 0 when
+            none is, or when they share a window.
         inflates: whether messages of the peer may be compressed.
         keeps_window: whether a compressed message may refer to those before it, so that their order counts: they have
             to leave in the order of the calls of :meth:`send_message`.
@@ -51,7 +53,7 @@ class Protocol:
 
     __slots__ = (
         "_reader", "_over", "_agreement", "_deflater", "close_sent", "close_received", "keeps_window",
-        "compressed_from", "inflates",
+        "compressed_from", "compression", "inflates",
     )
 
     def __init__(
@@ -67,6 +69,7 @@ class Protocol:
         self.inflates = agreement is not None
         self.compressed_from = NEVER if agreement is None else agreement.compressed_from
         self.keeps_window = agreement is not None and agreement.server_context_takeover
+        self.compression = 0 if agreement is None or self.keeps_window else agreement.compression
         self._deflater: Deflater | None = None  # Made for the first message that is long enough.
         self.close_sent: Close | None = None
         self.close_received: Close | None = None
@@ -180,9 +183,11 @@ class Protocol:
 
     def send_prepared(self, message: PreparedMessage) -> bytes:
         """Return the bytes of a message that was made for many."""
-        if self._deflater is not None and message.is_compressed_for(self._agreement):
+        if self._agreement is None or len(message) < self.compressed_from:
+            return message.encode()
+        if self._deflater is not None:
             self._deflater.restart()  # Its window would lack this message.
-        return message.encode(self._agreement)
+        return message.encode(self._agreement.compression)
 
     def send_ping(self, payload: bytes) -> bytes:
         """Return the bytes of a Ping (RFC 6455 5.5.2)."""
