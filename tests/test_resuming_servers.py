@@ -274,14 +274,15 @@ def let_workers_end(deployment: Deployment) -> None:
 
 
 #: What happens to workers, and the buses with which all clients recover from it. A worker that is killed may have been
-#: the only one to know what its clients have seen.
+#: the only one to know what its clients have seen. And where workers begin, a client may have seen messages of a new one
+#: and come to another one before these, over Redis.
 WORKER_EVENTS: dict[str, tuple[Callable[[Deployment], None], tuple[str, ...]]] = {
     "left alone": (leave_alone, ("local", "redis")),
     "killed": (kill_worker, ()),
     "stopped 3 s": (Deployment.stop, ("local", "redis")),
-    "reloaded": (reload, ("redis",)),
-    "ended by max_requests": (let_workers_end, ("redis",)),
-    "replaced": (Deployment.replace, ("redis",)),
+    "reloaded": (reload, ()),
+    "ended by max_requests": (let_workers_end, ()),
+    "replaced": (Deployment.replace, ()),
 }
 #: What happens to the Redis. All clients recover from each of these.
 REDIS_EVENTS: dict[str, Callable[[RedisServer], None]] = {
