@@ -274,8 +274,8 @@ def let_workers_end(deployment: Deployment) -> None:
 
 
 #: What happens to workers, and the buses with which all clients recover from it. A worker that is killed may have been
-#: the only one to know what its clients have seen. Where workers begin, a client may have seen messages of a new one, and
-#: come to another one before these, over Redis.
+#: the only one to know what its clients have seen. Where workers begin, a client may have seen messages of a new one,
+#: and come to another one before these, over Redis.
 WORKER_EVENTS: dict[str, tuple[Callable[[Deployment], None], tuple[str, ...]]] = {
     "left alone": (leave_alone, ("local", "redis")),
     "killed": (kill_worker, ()),
