@@ -22,6 +22,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
 from typing import NamedTuple
 
+from deployments import WORKERS
 from redis_servers import steadily
 from servers import Server, wait_until
 
@@ -29,7 +30,7 @@ from wsthread.client import connect
 from wsthread.exceptions import ConnectionClosed, HandshakeError
 from wsthread.publisher import Publisher
 
-CLIENTS, WORKERS = 200, 4
+CLIENTS = 200
 #: Seconds that no local message takes unless something holds it up. They take some milliseconds, and what a test prints
 #: is the figure; machines are shared.
 HELD_UP = 0.5

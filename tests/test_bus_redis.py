@@ -17,6 +17,7 @@ from servers import wait_until
 
 from wsthread.bus.backplane import BackplaneUnavailable
 from wsthread.bus.redis import RedisBackplane
+from wsthread.bus.redis_store import Raw, Store
 from wsthread.exceptions import BackplaneFull
 
 
@@ -107,6 +108,33 @@ def test_history(shared_redis: RedisServer, name: str) -> None:
             assert remembered == list(range(remembered[0], remembered[0] + 30))
             assert listener.numbers(one.publisher) == list(range(remembered[-1] + 1, total + 1))
             assert listener.calls[0] == ("begin", (one.publisher, remembered[0] - 1))
+
+
+def test_what_is_published_during_a_start_is_there_at_its_end(
+    shared_redis: RedisServer, name: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading the history may take a while, and then clients come that have seen what was published meanwhile."""
+    read_back = Store.read_back
+    with room(shared_redis.url, 1, name) as [(one, _)]:
+        def read_slowly(store: Store, place: tuple[int, int], count: int) -> list[Raw]:
+            found = read_back(store, place, count)
+            if not is_late.is_set():
+                is_late.set()
+                publish(one, 300)
+                wait_until(lambda: not one.health().queued)
+            return found
+
+        is_late = threading.Event()
+        monkeypatch.setattr(Store, "read_back", read_slowly)
+        publish(one, 1)
+        wait_until(lambda: not one.health().queued)
+        late, listener = RedisBackplane(shared_redis.url), Listener()
+        listener.on_deliver = lambda entry: time.sleep(0.0005)
+        late.start(name, listener, history=100)
+        try:
+            assert listener.numbers(one.publisher) == list(range(2, 302))
+        finally:
+            late.close(0.5)
 
 
 def test_what_is_published_after_a_start_without_a_server_is_delivered(redis_program: str) -> None:

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from listeners import HELD_UP, WORKERS, Crowd, Load, print_times
+from deployments import WORKERS
+from listeners import HELD_UP, Crowd, Load, print_times
 from redis_servers import Proxy, RedisServer, running
 from servers import Server, serve, wait_until
 from test_redis_chaos import fill_memory, flush, kill, kill_clients, watched

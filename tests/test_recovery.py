@@ -612,6 +612,79 @@ def test_a_process_that_lags_behind(processes: Make) -> None:
     assert client.get_messages(5) == ["0", "1", "2", "3", "4"] and client.recovered == [True, True]
 
 
+def test_a_client_that_was_ahead_and_hears_nothing_for_long(processes: Make) -> None:
+    bus = Bus()
+    one, two = processes(bus, history=History(count=8)), processes(bus, history=History(count=8))
+    Client().connect(two).cut()
+    assert one.line is not None and two.line is not None and two.line.listener is not None
+    two.line.may_run.clear()
+    Client().connect(one).cut()
+    two.line.listener.begin(one.line.publisher, 0)
+    one.manager.broadcast("no", to="b")
+    client = Client().connect(one).cut().connect(two)
+    two.line.may_run.set()
+    for _ in range(20):
+        one.manager.broadcast("no", to="b")
+    publisher, number = one.line.publisher, one.line.number
+    client.get(lambda: client.seen is not None and client.seen.get(publisher, 0) > number - 8)
+    client.cut().connect(two)
+    assert client.recovered == [True, True, True]
+
+
+def test_what_was_seen_of_a_process_that_is_about_to_be_heard(processes: Make) -> None:
+    bus = Bus()
+    one, two = processes(bus), processes(bus)
+    Client().connect(two).cut()
+    assert one.line is not None and two.line is not None and two.line.listener is not None
+    two.line.may_run.clear()
+    client = Client().connect(one)
+    two.line.listener.begin(one.line.publisher, 0)
+    one.manager.broadcast("1")
+    client.get_messages(1)
+    client.cut().connect(two).cut()
+    two.line.may_run.set()
+    client.connect(two)
+    one.manager.broadcast("2")
+    assert client.get_messages(2) == ["1", "2"] and client.recovered == [True, True, True]
+
+
+def test_what_was_seen_of_a_process_that_is_not_known_yet(processes: Make) -> None:
+    bus = Bus()
+    one, two = processes(bus), processes(bus)
+    Client().connect(two).cut()
+    assert one.line is not None and two.line is not None
+    two.line.may_run.clear()
+    client = Client().connect(one)
+    one.manager.broadcast("1")
+    client.get_messages(1)
+    client.cut().connect(two)
+    assert client.recovered == [True, False]
+    assert client.seen is not None and client.seen[f"?{one.line.publisher}"] == one.line.number
+    client.cut().connect(two)
+    assert client.recovered == [True, False, True]  # It was told once.
+    client.cut()
+    two.line.may_run.set()
+    client.connect(two)
+    assert client.seen is not None and client.seen[one.line.publisher] == one.line.number
+    one.manager.broadcast("2")
+    assert client.get_messages(2) == ["1", "2"] and client.recovered == [True, False, True, True]
+
+
+def test_what_was_seen_of_a_process_that_stays_unknown(processes: Make) -> None:
+    process = processes(ping_interval=None)
+    client = Client(seen={"unknown": 1, "?another": 2}).connect(process)
+    assert client.recovered == [False] and client.seen == {"?another": 2, "?unknown": 1}
+    clock.advance(301)
+    process.manager.broadcast("1")
+    client.get(lambda: client.seen is not None and len(client.seen) == 1)
+    assert client.got == ["1"]
+
+
+def test_too_many_unknown_processes(processes: Make) -> None:
+    client = Client(seen={f"?{number}": 1 for number in range(2_000)}).connect(processes())
+    assert client.seen == {f"?{number}": 1 for number in range(1_000, 2_000)}
+
+
 def test_a_process_that_has_missed_something(processes: Make) -> None:
     bus = Bus()
     one, two = processes(bus), processes(bus)

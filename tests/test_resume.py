@@ -6,7 +6,7 @@ import pytest
 
 from wsthread.wire.frames import Opcode
 from wsthread.wire.messages import Payload, PreparedMessage
-from wsthread.wire.resume import head, mark, notice, parse_seen, with_head
+from wsthread.wire.resume import doubtful, head, mark, notice, parse_seen, split_seen, with_head
 
 
 def test_what_goes_before_a_message() -> None:
@@ -41,3 +41,8 @@ def test_the_first_message(message: str | bytes, expected: dict[str, int] | None
 def test_a_first_message_that_says_nothing(message: str | bytes) -> None:
     with pytest.raises(ValueError, match="^the first message is"):
         parse_seen(message)
+
+
+def test_publishers_that_are_not_known() -> None:
+    assert doubtful("p") == "?p"
+    assert split_seen({"p": 1, "?q": 2}) == ({"p": 1}, {"q": 2})

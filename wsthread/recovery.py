@@ -12,6 +12,11 @@ waits for a peer or calls the application while holding it. It comes before the 
 registry.
 
 What cannot be shown to be complete is told as ``recovered: false``, before anything comes that is behind it.
+
+A client may know more than the process that it comes to: it is *ahead*. That process may not even know who has
+published what the client has seen: a process that has just begun, or one that has ended long ago. The client is told
+that it has not recovered then, and keeps the number for as long as messages are kept, with a mark. If the publisher
+turns out to be there, the client does not get twice what it has seen; if not, the number does no more harm.
 """
 
 from __future__ import annotations
@@ -28,12 +33,13 @@ from .locks import taking
 from .overflow import Posted
 from .wire.frames import CloseCode, Opcode
 from .wire.messages import PreparedMessage
-from .wire.resume import head, mark, notice, parse_seen
+from .wire.resume import doubtful, head, mark, notice, parse_seen, split_seen
 
 #: Puts a message on its way to a client, as it is; tells what became of it, None when the connection is closing.
 Post: TypeAlias = Callable[[Connection, PreparedMessage], "Posted | None"]
 
 _PATIENCE = 10.0  # Seconds for the client's first message.
+_MOST_UNKNOWN = 1000  # Publishers that a client may have seen, and this process does not know.
 _SCANNED = 500  # Messages of the ring that are looked at while the lock is held.
 
 
@@ -45,12 +51,14 @@ class _Client:
         place: where it reads the ring next; None when it is up to date.
         recovers: whether nothing is missing so far.
         ahead: numbers that it saw elsewhere, and that are still to come here. It does not get them again.
+        doubts_until: from when on those of unknown publishers are not told any more, in seconds on the clock.
     """
 
-    __slots__ = ("seen", "place", "recovers", "ahead")
+    __slots__ = ("seen", "place", "recovers", "ahead", "doubts_until")
 
-    def __init__(self, seen: Mapping[str, int], place: int, recovers: bool) -> None:
+    def __init__(self, seen: Mapping[str, int], place: int, recovers: bool, doubts_until: float) -> None:
         self.seen = seen
+        self.doubts_until = doubts_until
         self.place: int | None = place
         self.recovers = recovers
         self.ahead: dict[str, int] = {}
@@ -72,6 +80,7 @@ class Recovery:
         self.lock = threading.Lock()  # Guards everything below.
         self.is_on = history is not None
         self._ring = Ring(history or History())
+        self._doubted = history.seconds if history is not None else 0.0  # Seconds.
         self._post = post
         self._clients: dict[Connection, _Client] = {}
         self._special: dict[Connection, _Client] = {}  # Those of them that are behind, or ahead of this process.
@@ -100,19 +109,26 @@ class Recovery:
                 # What replaces the numbers that the client has seen tells in the same breath that something is missing:
                 # the client may vanish at any time, and come back with the new numbers.
                 lost = {} if client.recovers else {"recovered": False}
-                self._post(conn, PreparedMessage(notice(subprotocol=conn.subprotocol, seen=client.seen, **lost)))
+                seen = self._told(client, client.seen)
+                self._post(conn, PreparedMessage(notice(subprotocol=conn.subprotocol, seen=seen, **lost)))
             return True
         return False
 
     def _enter(self, conn: Connection, seen: Mapping[str, int] | None) -> _Client:
-        ring = self._ring
-        ring.expire(clock.now())
+        ring, now = self._ring, clock.now()
+        ring.expire(now)
+        doubts_until = now + self._doubted
         if seen is None:
-            client = _Client(ring.seen, ring.end, True)
-        elif self.is_on and ring.covers(seen):
-            client = _Client(seen, ring.start, True)
+            client = _Client(ring.seen, ring.end, True, doubts_until)
         else:
-            client = _Client({**ring.seen, **self._ahead(seen)}, ring.end, False)
+            known, unknown = split_seen(seen)
+            for publisher in [one for one in unknown if ring.number(one) is not None]:
+                known[publisher] = max(unknown.pop(publisher), known.get(publisher, 0))
+            everything = {**dict([*unknown.items()][-_MOST_UNKNOWN:]), **known}
+            if self.is_on and ring.covers(known):
+                client = _Client(everything, ring.start, True, doubts_until)
+            else:
+                client = _Client({**ring.seen, **self._ahead(everything)}, ring.end, False, doubts_until)
         self._clients[conn] = self._special[conn] = client
         return client
 
@@ -255,12 +271,18 @@ class Recovery:
 
     def _tell(self, conn: Connection, client: _Client, recovered: bool | None = None) -> None:
         seen = self._ring.seen
-        for one, number in client.ahead.items():
-            if one in seen:
-                seen[one] = number
+        seen.update({one: max(number, seen.get(one, 0)) for one, number in client.ahead.items()})
+        seen = self._told(client, seen)
         values = {"seen": seen} if recovered is None else {"seen": seen, "recovered": recovered}
         if self._post(conn, PreparedMessage(notice(**values))) is Posted.DROPPED and recovered is not None:
             conn.close(CloseCode.TRY_AGAIN_LATER, "too slow")
+
+    def _told(self, client: _Client, seen: Mapping[str, int]) -> dict[str, int]:
+        """Return what a client is told that it has seen."""
+        known = {one: number for one, number in seen.items() if self._ring.number(one) is not None}
+        if len(known) == len(seen) or clock.now() >= client.doubts_until:
+            return known
+        return {**known, **{doubtful(one): number for one, number in seen.items() if one not in known}}
 
     # What comes from other processes, without the lock
 

@@ -1,4 +1,7 @@
-"""Rooms whose clients come back, for tests of wsthread.js."""
+"""Rooms whose clients come back, of one host, or over the Redis that the environment variable REDIS names.
+
+Each process keeps as many messages as HISTORY says, and so does the Redis.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,16 @@ import os
 
 from flask import Flask, request
 
-from wsthread import Connection, History, ListenableManager, Opcode
+from wsthread import Connection, History, ListenableManager, Opcode, RedisBackplane
 from wsthread.flask import WebSockets
 
 app = Flask(__name__)
 ws = WebSockets(app)
-manager = ListenableManager(name="resuming", history=History(count=int(os.environ.get("HISTORY", 1000))))
+kept = int(os.environ.get("HISTORY", 1000))
+redis = os.environ.get("REDIS")
+manager = ListenableManager(
+    name="resuming", history=History(count=kept),
+    backplane="local" if redis is None else RedisBackplane(redis, stream_length=kept))
 forgetful = ListenableManager(name="forgetful")
 ws.mount("/ws/<room>", manager, subprotocols=["chat.v2"])
 ws.mount("/forgetful/<room>", forgetful)

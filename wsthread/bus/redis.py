@@ -319,16 +319,17 @@ class _Reader(_Loop):
         self._started = time.monotonic()
         self._reading = Reading(publisher, self._started)
         self._count = _FIRST_COUNT
+        self._has_begun = False
         self._forget_at = self._started + _FORGET_EVERY
         self._is_told = False
 
     def step(self) -> bool:
         state, reading = self.state, self._reading
-        if not state.is_placed.is_set():
+        if not self._has_begun:
             self._begin()
-            state.is_placed.set()
-            return True
-        raw = self.store.read(reading.place, self._count, self._block)
+            self._has_begun = True
+        is_starting = not state.is_placed.is_set()
+        raw = self.store.read(reading.place, self._count, 0.0 if is_starting else self._block)
         is_full = len(raw) == self._count
         for one in raw:
             entry = self._decode(one)
@@ -341,6 +342,8 @@ class _Reader(_Loop):
             self._check()
         elif not is_full:
             reading.reach_end(reading.place)
+        if is_starting and not is_full:  # Now it has what was published while it read the history.
+            state.is_placed.set()
         return True
 
     def _begin(self) -> None:

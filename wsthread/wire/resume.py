@@ -13,6 +13,9 @@ server, text        ``{...}``                a notice: ``seen`` replaces what th
                                              whether it has missed nothing
 ==================  =======================  ========================================================================
 
+A question mark goes before the id of a publisher that the server does not know. The client may have come faster than
+that publisher's messages, and is not to get what it has seen once more when they are there.
+
 Pure: bytes in, values out.
 """
 
@@ -26,6 +29,7 @@ from .messages import Payload
 
 SUBPROTOCOL = "wsthread.resume.v1"
 WITHOUT_NUMBER = b"\n"
+_UNKNOWN = "?"
 _MOST_PUBLISHERS = 10_000  # Of one client.
 _MOST = 1 << 53  # What JSON numbers of browsers can tell apart.
 
@@ -50,6 +54,22 @@ def mark(publisher: str, number: int) -> str:
 def notice(**values: Any) -> str:
     """Return the message that tells a client something, such as ``seen`` and ``recovered``."""
     return json.dumps(values, separators=(",", ":"))
+
+
+def doubtful(publisher: str) -> str:
+    """Return what a publisher is called that the server does not know."""
+    return _UNKNOWN + publisher
+
+
+def split_seen(seen: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return what a client has seen of publishers that its last server knew, and of those that it did not."""
+    known, unknown = {}, {}
+    for name, number in seen.items():
+        if name.startswith(_UNKNOWN):
+            unknown[name.removeprefix(_UNKNOWN)] = number
+        else:
+            known[name] = number
+    return known, unknown
 
 
 def parse_seen(message: str | bytes) -> Mapping[str, int] | None:
