@@ -30,8 +30,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-
-from werkzeug.wrappers import Request
+from typing import Any
 
 from . import clock
 from .control_frames import answer
@@ -64,7 +63,7 @@ class Receiver:
     """The receiving half of one connection.
 
     Args:
-        request: the opening handshake, which names the connection in log lines.
+        environ: that of the opening handshake, which names the connection in log lines.
         options: its limits.
         sender: its sending half.
         now: the time.
@@ -80,13 +79,13 @@ class Receiver:
     """
 
     __slots__ = (
-        "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender",
+        "lock", "waiting_since", "messages_received", "bytes_received", "_environ", "_options", "_sender",
         "_protocol",
         "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "_allowance",
         "_allowance_since", "_frames_counted", "_is_unwanted", "_late", "_is_born", "_turn",
     )
 
-    def __init__(self, request: Request, options: Options, sender: Sender, now: float) -> None:
+    def __init__(self, environ: dict[str, Any], options: Options, sender: Sender, now: float) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()  # Until open() or abandon().
         self._is_born = False  # Whether one of them was called.
@@ -95,7 +94,7 @@ class Receiver:
         self.bytes_received = 0
         self.begun_at: float | None = None
         self.has_peer_left = False
-        self._request = request
+        self._environ = environ
         self._options = options
         self._sender = sender
         self._protocol = sender.protocol
@@ -215,7 +214,7 @@ class Receiver:
         except Exception as error:  # Such as MemoryError. What was under way is lost, so nothing may follow it.
             self._sender.lose("an error while it was attended")
             self._close(transport)
-            tell_aside(logging.ERROR, "%s: error while it was attended", name_of(self._request), error=error)
+            tell_aside(logging.ERROR, "%s: error while it was attended", name_of(self._environ), error=error)
 
     def _attend(self, transport: Transport) -> None:
         ending = self._sender.ending
@@ -369,7 +368,7 @@ class Receiver:
     def _complain(self, complaint: str) -> None:
         """Tell the operator what the peer does wrong. The attendant waits for no handler of the log."""
         patience = PATIENCE if self._sender.is_own_thread() else 0.0
-        tell_aside(logging.WARNING, "%s: %s", name_of(self._request), complaint, patience=patience)
+        tell_aside(logging.WARNING, "%s: %s", name_of(self._environ), complaint, patience=patience)
 
     def _answer_violation(self, error: ProtocolError) -> None:
         if isinstance(error, MessageTooBig):
