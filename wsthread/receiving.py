@@ -48,7 +48,7 @@ from .wire.messages import Message
 from .wire.protocol import Close
 
 # Looking a member up in its enum costs as much as a function call.
-_OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
+_OPEN, _TEXT, _BINARY, _CLOSE = State.OPEN, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
 _EOF = "the TCP connection was closed without a Close frame"
 _MOST_LATE = 1 << 26  # Bytes.
 # Seconds of one visit of the attendant, who has others to look after, and bytes of one of its reads: those take
@@ -75,13 +75,16 @@ class Receiver:
         bytes_received: how many so far.
         has_peer_left: whether the peer is known to have left although not all that it sent was read, because the inbox
             is full.
+        ends_at_once: whether the connection's thread closes the socket as soon as the peer's Close has its answer, so
+            that both may leave together. Whoever runs the application's code knows; False as long as nobody says so.
         begun_at: since when a message is under way that is not complete; None when there is none.
     """
 
     __slots__ = (
         "lock", "waiting_since", "messages_received", "bytes_received", "_environ", "_options", "_sender",
         "_protocol",
-        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "_allowance",
+        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "ends_at_once",
+        "_allowance",
         "_allowance_since", "_frames_counted", "_is_unwanted", "_late", "_is_born", "_turn",
     )
 
@@ -94,6 +97,7 @@ class Receiver:
         self.bytes_received = 0
         self.begun_at: float | None = None
         self.has_peer_left = False
+        self.ends_at_once = False
         self._environ = environ
         self._options = options
         self._sender = sender
@@ -282,6 +286,8 @@ class Receiver:
             return None
         opcode = event[0]
         if opcode is not _TEXT and opcode is not _BINARY:
+            if opcode is _CLOSE and self.ends_at_once and self._transport is not None:
+                self._transport.hold_back()
             answer(event, self._sender)
             return None
         self.begun_at = None

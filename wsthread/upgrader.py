@@ -19,7 +19,7 @@ from http import HTTPStatus
 from types import EllipsisType
 from typing import Any
 
-from werkzeug.datastructures import EnvironHeaders, Headers
+from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Request, Response
 
 from . import servers
@@ -32,12 +32,16 @@ from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
 from .snapshot import Snapshot
 from .tls import CERTIFICATE_KEY, certificate_of
-from .wire.deflate import Agreement, parse_extensions
+from .wire.deflate import Agreement, agree
 from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
 from .wire.resume import SUBPROTOCOL
 
 # What frameworks add to every response and what means nothing on a 101 (RFC 9110 8.6, RFC 9112 6.1).
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
+# The headers that a handshake is judged by: as the environ calls them, and in lower case.
+_HEADERS = [("CONTENT_LENGTH", "content-length"), *((f"HTTP_{name.replace('-', '_').upper()}", name) for name in (
+    "connection", "host", "origin", "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-protocol",
+    "sec-websocket-version", "transfer-encoding", "upgrade", "x-forwarded-host"))]
 
 
 @dataclass(frozen=True)
@@ -102,10 +106,12 @@ class Upgrader:
             return self._refuse(request.environ, error)
         except DetachError as error:
             return self._refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
-        response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
+        response = Response(status="101 SWITCHING PROTOCOLS")
         extension = None if agreement is None else agreement.extension
         selected = SUBPROTOCOL if is_resuming else subprotocol  # In its first notice the client is told of the other.
-        response.headers = Headers([*response_headers(key, selected, extension), *Headers(headers)])
+        response.headers = Headers(response_headers(key, selected, extension))
+        if headers:
+            response.headers.extend(Headers(headers))
         options = None
         if max_message_size is not ...:
             options = replace(self._manager.options, max_message_size=max_message_size)
@@ -128,7 +134,7 @@ class Upgrader:
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None, bool]:
         environ, options = request.environ, self._options
-        headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
+        headers = {name: environ[key] for key, name in _HEADERS if key in environ}
         version = environ.get("SERVER_PROTOCOL", "")
         # Without a key it is a request like any other, on every server. HTTP/2 has no sockets to be found.
         if "sec-websocket-key" in headers and not version.startswith("HTTP/2"):
@@ -140,10 +146,9 @@ class Upgrader:
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
         subprotocol = select_subprotocol(offered, options.subprotocols, options.require_subprotocol)
-        agreement, offers = None, parse_extensions(headers.get("sec-websocket-extensions", ""))
+        offers = headers.get("sec-websocket-extensions")
         compression = options.compression_for(environ) if offers else None
-        if compression is not None:
-            agreement = compression.negotiate(offers)
+        agreement = None if compression is None or offers is None else agree(compression, offers)
         return key, subprotocol, agreement, SUBPROTOCOL in offered
 
 
