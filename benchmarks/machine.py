@@ -8,6 +8,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -88,6 +89,11 @@ def process_times(pids: Iterable[int]) -> Times:
     """Return the CPU time that processes have used."""
     found = [fields for pid in pids if (fields := _stat(pid))]
     return Times(sum(int(one[11]) for one in found) / TICKS, sum(int(one[12]) for one in found) / TICKS)
+
+
+def cpu_clock(pids: Iterable[int]) -> float:
+    """Return the CPU time that processes have used, in seconds, finer than :func:`process_times`: nanoseconds."""
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)  # As clock_getcpuclockid(3) numbers them.
 
 
 def cpu_times(cpu: int) -> Times:

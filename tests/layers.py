@@ -22,7 +22,7 @@ FLOORS: list[tuple[str, ...]] = [
      "servers.uwsgi", "servers.waitress", "servers.wsgiref", "servers.cheroot", "servers.in_process",
      "servers.refused"),
     ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory", "bus.reading", "bus.redis_store"),
-    ("wire.client_handshake", "wire.resume", "options", "bus.mesh", "bus.redis"),
+    ("wire.client_handshake", "wire.resume", "options", "snapshot", "bus.mesh", "bus.redis"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
     ("ending", "client", "entries"),
     ("writing", "presence", "publisher"),

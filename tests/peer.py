@@ -27,6 +27,7 @@ from wsthread.manager import hub_of
 from wsthread.options import Options
 from wsthread.registry import Registry
 from wsthread.sending import Sender
+from wsthread.snapshot import Snapshot
 from wsthread.transport import Transport
 from wsthread.wire.deflate import Agreement
 from wsthread.wire.protocol import Protocol
@@ -137,7 +138,7 @@ def connect() -> Iterator[Connect]:
             server, _ = listener.accept()
         sockets.append(client)
         environ = EnvironBuilder(path, environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
-        conn = hub_of(manager).prepare(Request(environ), None, agreement, scope)
+        conn = hub_of(manager).prepare(Snapshot(Request(environ)), None, agreement, scope)
         link_of(conn).open(Transport(server), b"", unread)
         return conn, Peer(client)
 
@@ -178,7 +179,7 @@ def refused(manager: Manager) -> HandshakeError:
     """Return why no more connections are accepted."""
     environ = EnvironBuilder("/ws", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
     with pytest.raises(HandshakeError) as error:
-        hub_of(manager).prepare(Request(environ), None, None)
+        hub_of(manager).prepare(Snapshot(Request(environ)), None, None)
     assert ("Retry-After", "5") in error.value.headers
     return error.value
 

@@ -37,6 +37,7 @@ from wire import BINARY, CLOSE, CONTINUATION, PING, PONG, RSV3, TEXT, client_clo
 from wsthread import Connection, ConnectionClosed, Deflate, ListenableManager, Manager, Opcode, SimpleManager, speedups
 from wsthread.connection import link_of
 from wsthread.manager import hub_of
+from wsthread.snapshot import Snapshot
 from wsthread.transport import Transport
 from wsthread.wire.deflate import Agreement
 
@@ -489,7 +490,7 @@ class Soak:
             server, _ = listener.accept()
         environ = EnvironBuilder(f"/?n={number}", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
         inbox_limit, manager = choice.choice(self._managers)
-        conn = hub_of(manager).prepare(Request(environ), None, AGREEMENT if compresses else None)
+        conn = hub_of(manager).prepare(Snapshot(Request(environ)), None, AGREEMENT if compresses else None)
         pair = Pair(conn, Client(client, script, f"pauses {seed}"), record, inbox_limit)
         link_of(conn).open(Transport(server), b"", b"")
         self.counts["connections"] += 1

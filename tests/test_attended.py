@@ -25,6 +25,7 @@ from wsthread import CloseCode, Connection, ConnectionClosed, ListenableManager,
 from wsthread.connection import link_of
 from wsthread.exceptions import HandshakeError
 from wsthread.manager import hub_of
+from wsthread.snapshot import Snapshot
 from wsthread.testing import advance
 
 __all__ = ["connect"]
@@ -666,7 +667,7 @@ def test_many_lingering_handlers_are_logged_one_after_the_other(
 def is_full(manager: Manager) -> bool:
     """Tell whether a manager refuses another connection."""
     try:
-        link_of(hub_of(manager).prepare(Request(EnvironBuilder("/").get_environ()), None, None)).abandon()
+        link_of(hub_of(manager).prepare(Snapshot(Request(EnvironBuilder("/").get_environ())), None, None)).abandon()
     except HandshakeError as error:
         return "max_connections is" in str(error)
     return False

@@ -23,7 +23,7 @@ from wire import (
 )
 
 from wsthread.exceptions import InvalidPayload, MessageTooBig, ProtocolError
-from wsthread.wire.deflate import NEVER, Agreement, Deflate, Deflater, Inflater, parse_extensions
+from wsthread.wire.deflate import NEVER, Agreement, Deflate, Deflater, Inflater, agree, parse_extensions
 from wsthread.wire.messages import MessageReader, PreparedMessage
 from wsthread.wire.protocol import Protocol
 
@@ -808,3 +808,14 @@ def test_conversation(
         data = client_frame(opcode, deflater.deflate(octets), rsv=RSV1) if octets else client_frame(opcode)
         events, error = pump(protocol.receive_data, protocol.next_event, at(data, places))
         assert (events, error) == ([(opcode, message)], None)
+
+
+@pytest.mark.parametrize("header", [
+    "permessage-deflate", "permessage-deflate; client_max_window_bits", "permessage-deflate; nonsense", "bzip2", ",",
+])
+def test_offers_that_come_again(header: str) -> None:
+    """What was agreed on with one client holds for the others with the same offer, and for the same options only."""
+    deflate, other = Deflate(), Deflate(level=1)
+    assert agree(deflate, header) == negotiate(header)
+    assert agree(Deflate(), header) is agree(deflate, header)
+    assert agree(other, header) == negotiate(header, level=1)

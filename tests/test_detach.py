@@ -113,6 +113,21 @@ def test_server_is_asked_after_the_exchange(ends: Ends, monkeypatch: pytest.Monk
         detached.release()
 
 
+def test_server_is_told_that_there_is_no_more(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the question for what it has read."""
+    calls: list[str] = []
+
+    def take_unread(self: InProcess, environ: object) -> bytes:
+        calls.append("unread")
+        return b""
+
+    monkeypatch.setattr(InProcess, "take_unread", take_unread)
+    monkeypatch.setattr(InProcess, "expect_no_more", lambda self, environ: calls.append("no more"))
+    detached = Detached({SOCKET_KEY: ends.servers})
+    detached.give_up()
+    assert calls == ["unread", "no more"]
+
+
 def test_nothing_unread(ends: Ends) -> None:
     detached = Detached({SOCKET_KEY: ends.servers})
     with contextlib.closing(detached.transport):

@@ -21,6 +21,7 @@ from wsthread import Broadcast, Connection, Deflate, ListenableManager, Manager,
 from wsthread.connection import link_of
 from wsthread.manager import hub_of
 from wsthread.options import Overflow
+from wsthread.snapshot import Snapshot
 from wsthread.transport import Transport
 from wsthread.wire.deflate import Agreement
 
@@ -204,7 +205,7 @@ def connect_local() -> Iterator[Connect]:
         sockets.append(client)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * KIB)
         environ = EnvironBuilder("/ws", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
-        conn = hub_of(manager).prepare(Request(environ), None, agreement)
+        conn = hub_of(manager).prepare(Snapshot(Request(environ)), None, agreement)
         link_of(conn).open(Transport(server), b"", b"")
         return conn, Peer(client)
 

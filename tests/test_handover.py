@@ -31,6 +31,7 @@ from wsthread.link import Link
 from wsthread.options import Options
 from wsthread.receiving import Receiver
 from wsthread.registry import Registry
+from wsthread.snapshot import Snapshot
 from wsthread.transport import Transport
 from wsthread.wire.messages import Message
 from wsthread.wire.protocol import Close
@@ -57,7 +58,7 @@ def open_link() -> Iterator[OpenLink]:
         sockets.extend((ours, peer))
         peer.settimeout(TIMEOUT)
         options = Options(max_control_rate=None)
-        link = Link(Request(EnvironBuilder("/ws").get_environ()), options, housekeeper, Registry())
+        link = Link(Snapshot(Request(EnvironBuilder("/ws").get_environ())), options, housekeeper, Registry())
         link.open(Transport(ours), b"", unread)
         assert link.wait_opened()
         return link, peer
@@ -126,7 +127,7 @@ def test_an_inbox_that_empties_while_somebody_looks(open_link: OpenLink) -> None
             pass
 
     link, _ = open_link()
-    receiver = Emptied(link.request, Options(), link.sender, 0.0)
+    receiver = Emptied(link.snapshot.environ, Options(), link.sender, 0.0)
     looks[:] = full, None
     assert receiver.inbox_size == 201
     looks[:] = full, None

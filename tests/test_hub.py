@@ -22,6 +22,7 @@ from werkzeug.wrappers import Request
 
 from wsthread import ListenableManager, Opcode, Upgrader, testing
 from wsthread.manager import hub_of
+from wsthread.snapshot import Snapshot
 from wsthread.speedups import active
 
 __all__ = ["connect"]
@@ -242,7 +243,7 @@ def test_a_thread_whose_start_was_interrupted(connect: Connect, monkeypatch: pyt
         patch.setattr(threading.Thread, "start", interrupted)
         environ = EnvironBuilder("/ws").get_environ()
         with pytest.raises(KeyboardInterrupt):
-            hub_of(manager).prepare(Request(environ), None, None)
+            hub_of(manager).prepare(Snapshot(Request(environ)), None, None)
     wait_until(lambda: threading.active_count() == threads)
     assert manager.stats()["threads"] == 1
 

@@ -20,6 +20,7 @@ from wsthread.housekeeper import Housekeeper
 from wsthread.link import Link
 from wsthread.options import Options
 from wsthread.registry import Registry
+from wsthread.snapshot import Snapshot
 from wsthread.stats import Totals
 from wsthread.transport import Transport
 from wsthread.wire.messages import MessageReader
@@ -51,7 +52,7 @@ def link() -> Iterator[Link]:
     """A link whose handshake is not over, and which has no thread."""
     housekeeper = Housekeeper()
     environ = EnvironBuilder("/ws", environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
-    yield Link(Request(environ), Options(), housekeeper, Registry())
+    yield Link(Snapshot(Request(environ)), Options(), housekeeper, Registry())
     housekeeper.close_after_fork()
 
 

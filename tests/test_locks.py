@@ -190,13 +190,14 @@ from wsthread import ListenableManager
 from wsthread.connection import link_of
 from wsthread.manager import hub_of
 from wsthread.transport import Transport
+from wsthread.snapshot import Snapshot
 
 manager = ListenableManager(ping_interval=None)
 ends = []
 for _ in range(3):
     ours, theirs = socket.socketpair()
     ends.append(theirs)
-    conn = hub_of(manager).prepare(Request(EnvironBuilder("/").get_environ()), None, None)
+    conn = hub_of(manager).prepare(Snapshot(Request(EnvironBuilder("/").get_environ())), None, None)
     link_of(conn).open(Transport(ours), b"", b"")
 while len(manager.connections) < 3:
     time.sleep(0.01)

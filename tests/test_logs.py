@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from servers import wait_until
 from werkzeug.test import EnvironBuilder
-from werkzeug.wrappers import Request
 
 from wsthread import logs
 from wsthread.logs import logger, name_of, reset_after_fork, tell, tell_aside
@@ -27,7 +26,7 @@ from wsthread.logs import logger, name_of, reset_after_fork, tell, tell_aside
 ])
 def test_name_of(path: str, address: str | None, name: str) -> None:
     environ = EnvironBuilder(path, environ_base={} if address is None else {"REMOTE_ADDR": address}).get_environ()
-    assert name_of(Request(environ)) == name
+    assert name_of(environ) == name
 
 
 def test_logger() -> None:

@@ -28,6 +28,7 @@ from wsthread import (
 from wsthread.connection import link_of
 from wsthread.flask import WebSockets
 from wsthread.manager import hub_of
+from wsthread.snapshot import Snapshot
 from wsthread.transport import Transport
 from wsthread.wire.protocol import Close
 
@@ -509,7 +510,7 @@ def test_a_shutdown_reaches_who_arrives_meanwhile(monkeypatch: pytest.MonkeyPatc
     manager = ListenableManager()
     hub = hub_of(manager)
     ours, theirs = socket.socketpair()
-    conn = hub.prepare(Request(EnvironBuilder("/").get_environ()), None, None)
+    conn = hub.prepare(Snapshot(Request(EnvironBuilder("/").get_environ())), None, None)
     list_alive = hub.alive
 
     def list_and_let_arrive() -> list[Connection]:
@@ -641,7 +642,7 @@ def test_many_threads_race_for_one_connection() -> None:
 
 def prepare(manager: Manager, context: Any) -> tuple[Connection, Peer]:
     """Open a connection that has a context before its thread runs."""
-    conn = hub_of(manager).prepare(Request(EnvironBuilder("/").get_environ()), None, None)
+    conn = hub_of(manager).prepare(Snapshot(Request(EnvironBuilder("/").get_environ())), None, None)
     ours, theirs = socket.socketpair()
     conn.context = context
     link_of(conn).open(Transport(theirs), b"", b"")

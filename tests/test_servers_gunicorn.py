@@ -88,6 +88,40 @@ def test_unread_that_is_elsewhere(body: object) -> None:
     assert Gunicorn().take_unread({"wsgi.input": body}) == b""
 
 
+# What comes behind the response
+
+
+class ReadOnly:
+    """Something around the body, with an attribute that cannot be set."""
+
+    failed = property(lambda self: False)
+
+
+@pytest.mark.parametrize(("body", "after"), [
+    (SimpleNamespace(failed=False), True),  # From gunicorn 27 on.
+    (SimpleNamespace(failed=True), True),
+    (SimpleNamespace(failed=0), 0),
+    (SimpleNamespace(), None),
+    (io.BytesIO(b"a body"), None),
+    (ReadOnly(), False),
+], ids=["a body", "one that has failed", "another meaning", "an older version", "replaced by middleware", "read-only"])
+def test_no_more_requests(body: object, after: object) -> None:
+    """The body says that it has failed where it can, and nothing else is touched."""
+    Gunicorn().expect_no_more({"wsgi.input": body})
+    assert getattr(body, "failed", None) is after
+
+
+def test_no_more_requests_in_the_installed_version() -> None:
+    """Its parser looks for no request behind a body that has failed."""
+    body = pytest.importorskip("gunicorn.http.body", reason="gunicorn is not installed").Body(reader=None)
+    if not hasattr(body, "failed"):
+        pytest.skip("this gunicorn looks for one, as those before 27")
+    Gunicorn().expect_no_more({"wsgi.input": body})
+    parser = SimpleNamespace(mesg=SimpleNamespace(body=body))
+    parsers = pytest.importorskip("gunicorn.http.parser", reason="gunicorn is not installed")
+    assert parsers.Parser.finish_body(parser, deadline=0) is False
+
+
 # The end
 
 

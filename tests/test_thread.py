@@ -12,7 +12,7 @@ import pytest
 from peer import TIMEOUT, Connect, Recorder, connect, members, run_handler
 from servers import wait_until
 
-from wsthread import Connection, ConnectionClosed, ListenableManager, Opcode
+from wsthread import Connection, ConnectionClosed, ListenableManager, Opcode, SimpleManager
 from wsthread.connection import link_of
 
 __all__ = ["connect"]
@@ -201,3 +201,48 @@ def test_a_handler_that_catches_everything_ends_all_the_same(connect: Connect) -
     assert peer.read_close() == 1000
     wait_until(lambda: conn.closed)
     assert rounds == 99
+
+
+def test_a_thread_is_like_others(connect: Connect) -> None:
+    """It is listed and alive, cannot be started again, and ends; the Event that says so is one for all."""
+    found: list[threading.Thread] = []
+    done = threading.Event()
+
+    def handler(conn: Connection) -> None:
+        found.append(threading.current_thread())
+        if len(found) == 2:
+            done.set()
+        conn.receive()
+
+    manager = SimpleManager(handler)
+    _, one = connect(manager)
+    _, other = connect(manager)
+    assert done.wait(TIMEOUT)
+    for thread in found:
+        assert thread.is_alive() and thread in threading.enumerate() and "started" in repr(thread)
+        with pytest.raises(RuntimeError):
+            thread.start()
+    assert getattr(found[0], "_started", None) is getattr(found[1], "_started", None)
+    for peer in (one, other):
+        peer.send(Opcode.CLOSE, b"\x03\xe8")
+        assert peer.read_close() == 1000
+    for thread in found:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+
+
+def test_only_who_ends_at_once_holds_the_answer_back(connect: Connect) -> None:
+    """A handler may go on behind the peer's Close, callbacks do not."""
+    expected: list[bool] = []
+    release = threading.Event()
+
+    def handler(conn: Connection) -> None:
+        expected.append(link_of(conn).receiver.ends_at_once)
+        release.wait(TIMEOUT)
+
+    for manager in (SimpleManager(handler), ListenableManager(on_message=lambda conn, opcode, payload: handler(conn))):
+        _, peer = connect(manager)
+        peer.send(Opcode.TEXT, b"a")
+        wait_until(lambda: len(expected) == 1 + isinstance(manager, ListenableManager))
+    release.set()
+    assert expected == [False, True]

@@ -164,3 +164,25 @@ def test_the_copy_of_a_fork_reaches_no_other_file() -> None:
                 transport.recv(1)
         finally:
             os.close(number)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_CORK"), reason="Linux only lets bytes wait for the end")
+def test_what_is_held_back_comes_with_the_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname(), TIMEOUT)
+        ours, _ = listener.accept()
+    with peer, contextlib.closing(Transport(ours)) as transport:
+        transport.hold_back()
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == 1
+        assert transport.send(b"the last words") == 14
+        transport.shutdown()
+        assert peer.recv(99) == b"the last words"
+        assert peer.recv(99) == b""
+
+
+def test_nothing_is_held_back_in_a_unix_socket() -> None:
+    ours, peer = socket.socketpair()
+    with peer, contextlib.closing(Transport(ours)) as transport:
+        transport.hold_back()
+        transport.send(b"a")
+        assert peer.recv(99) == b"a"

@@ -52,18 +52,14 @@ class Connection:
     Attributes:
         context: session data of the application; None at first. The library never touches it.
         id: a random name, unique among all connections.
-        request: the opening handshake as a Werkzeug Request (Flask's, when it came through Flask): args, headers,
-            cookies, view_args. A snapshot without body and without the server's objects. When it came through
-            :mod:`wsthread.django`, it is Django's HttpRequest.
         subprotocol: the subprotocol agreed on, or None.
     """
 
-    __slots__ = ("context", "id", "request", "subprotocol", "_link", "_sender", "_home", "__weakref__")
+    __slots__ = ("context", "id", "subprotocol", "_link", "_sender", "_home", "__weakref__")
 
     def __init__(self, link: Link, home: Home, subprotocol: str | None = None) -> None:
         self.context: Any = None
         self.id = link.sender.id
-        self.request: Request = link.request
         self.subprotocol = subprotocol
         self._link = link
         self._sender = link.sender
@@ -75,9 +71,23 @@ class Connection:
     # What it is: any thread
 
     @property
+    def request(self) -> Request:
+        """The opening handshake as a Werkzeug Request (Flask's, when it came through Flask).
+
+        It has args, headers, cookies and view_args, and is a snapshot without body and without the server's objects.
+        When it came through :mod:`wsthread.django`, it is Django's HttpRequest.
+        """
+        request: Request = self._link.snapshot.request
+        return request
+
+    @request.setter
+    def request(self, request: Request) -> None:
+        self._link.snapshot.request = request
+
+    @property
     def remote_address(self) -> str | None:
         """The client's address as the WSGI server, or ProxyFix, told it; None for a Unix socket."""
-        return self._link.request.remote_addr or None
+        return self._link.snapshot.environ.get("REMOTE_ADDR") or None
 
     @property
     def state(self) -> State:

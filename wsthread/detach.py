@@ -61,6 +61,7 @@ class Detached:
                 dummy.close()
             undo.callback(self.transport.close)
             self.unread = self.server.take_unread(environ)
+            self.server.expect_no_more(environ)
             undo.pop_all()
 
     def release(self) -> None:

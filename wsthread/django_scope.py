@@ -91,7 +91,7 @@ class DjangoScope:
         request: Any = self._request
         match = request.resolver_match
         # A copy, because Django changes it, and the library needs it as it is.
-        request.__init__(dict(link_of(conn).request.environ))
+        request.__init__(dict(link_of(conn).snapshot.environ))
         request.resolver_match = match
         conn.request = request
         session = getattr(request, "session", None)

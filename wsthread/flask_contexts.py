@@ -93,7 +93,7 @@ class FlaskScope:
     @contextmanager
     def _contexts_for(self, conn: Connection) -> Iterator[Any]:
         # What the server had put there is gone, but Flask's logger writes to this one.
-        environ = {**conn.request.environ, "wsgi.errors": sys.stderr}
+        environ = {**link_of(conn).snapshot.environ, "wsgi.errors": sys.stderr}
         context: Any = self._app.request_context(environ)
         # Before it is pushed, for then it opens none. The name depends on Flask's version.
         setattr(context, "_session" if hasattr(context, "_session") else "session", _ReadOnlySession(self._saved))

@@ -83,6 +83,7 @@ class ListenableManager(Manager):
         self.call(conn, "on_connect", self._functions["on_connect"])
         settle(conn)
         link = link_of(conn)
+        link.receiver.ends_at_once = True  # on_close comes behind the end.
         callbacks, receive, scope = self._functions, link.receiver.receive_message, link.scope
         while True:
             opcode, payload = receive()

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
-from werkzeug.wrappers import Request
-
 from . import clock, lifecycle, servers, speedups, thread
 from .addressing import Addressees, choose, connections_in
 from .client_address import client_of, may_be_proxy
@@ -39,6 +37,7 @@ from .recovery import Recovery
 from .registry import Registry
 from .sending import send_at_once
 from .shutdown import Shutdown, wait_ended
+from .snapshot import Snapshot
 from .stats import Counters, Totals
 from .wire.deflate import Agreement
 from .wire.frames import CloseCode
@@ -157,13 +156,13 @@ class Hub:
     # One connection
 
     def prepare(
-        self, request: Request, subprotocol: str | None, agreement: Agreement | None, scope: Scope | None = None,
+        self, snapshot: Snapshot, subprotocol: str | None, agreement: Agreement | None, scope: Scope | None = None,
         own: Options | None = None, is_resuming: bool = False,
     ) -> Connection:
         """Return a CONNECTING connection whose thread has started and waits.
 
         Args:
-            request: the opening handshake.
+            snapshot: the opening handshake.
             subprotocol: what was agreed on.
             agreement: likewise, about compression.
             scope: within what the application's code runs; None for nothing.
@@ -179,21 +178,21 @@ class Hub:
         options = self._options
         client = None
         if options.max_connections_per_address is not None:
-            client = client_of(request.environ, options.ipv6_prefix)
+            client = client_of(snapshot.environ, options.ipv6_prefix)
             if client is None:
-                self._note_unknown(request)
+                self._note_unknown(snapshot.environ)
         full = self.registry.admit(client, options.max_connections, options.max_connections_per_address)
         if full == "max_connections":
             raise _overload(f"{full} is {options.max_connections}")
         if full is not None:
             hint = " for each address, and this one may be a proxy's: apply ProxyFix" if may_be_proxy(
-                request.environ) else ""
+                snapshot.environ) else ""
             raise _overload(f"{full} is {options.max_connections_per_address}{hint}", HTTPStatus.TOO_MANY_REQUESTS)
         link = None
         try:
             housekeeper = lifecycle.enter(self, options.shortest_deadline() / 4)
             link = Link(
-                request, own or options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client,
+                snapshot, own or options, housekeeper, self.registry, agreement=agreement, scope=scope, client=client,
                 is_resuming=is_resuming)
             conn = Connection(link, self, subprotocol)
             thread.start(conn, self)
@@ -208,7 +207,7 @@ class Hub:
             raise
         return conn
 
-    def _note_unknown(self, request: Request) -> None:
+    def _note_unknown(self, environ: dict[str, Any]) -> None:
         """Tell the operator once that the limit per address does not hold for all."""
         with taking(self._lock):
             if self._is_unknown_told:
@@ -219,7 +218,7 @@ class Hub:
             "max_connections_per_address does not count clients whose address is unknown, such as this one: "
             "REMOTE_ADDR is %r, X-Forwarded-For is %r. If a proxy is in front, apply Werkzeug's "
             "ProxyFix(app.wsgi_app, x_for=1).",
-            request.environ.get("REMOTE_ADDR"), request.environ.get("HTTP_X_FORWARDED_FOR"))
+            environ.get("REMOTE_ADDR"), environ.get("HTTP_X_FORWARDED_FOR"))
 
     def arrive(self, conn: Connection) -> bool:
         """Note that a connection is OPEN; its thread calls it. Tell whether the application is to see it."""

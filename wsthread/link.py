@@ -21,8 +21,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
-from werkzeug.wrappers import Request
-
 from . import clock
 from .deadlines import Deadlines
 from .ending import State
@@ -33,6 +31,7 @@ from .options import Options
 from .receiving import Receiver
 from .registry import Registry
 from .sending import Sender
+from .snapshot import Snapshot
 from .stats import Totals
 from .transport import Transport
 from .wire.deflate import Agreement
@@ -51,7 +50,7 @@ class Link:
     """The inside of one connection.
 
     Args:
-        request: the opening handshake.
+        snapshot: the opening handshake.
         options: the manager's.
         housekeeper: the process'.
         registry: the manager's members.
@@ -69,17 +68,17 @@ class Link:
     """
 
     __slots__ = (
-        "request", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
+        "snapshot", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
         "_request_size", "number")
 
     def __init__(
-        self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
+        self, snapshot: Snapshot, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,
         agreement: Agreement | None = None, scope: Scope | None = None, client: str | None = None,
         is_resuming: bool = False,
     ) -> None:
         now = clock.now()
         self.number = next(_numbers)
-        self.request = request
+        self.snapshot = snapshot
         self.scope = scope
         self.client = client
         protocol = Protocol(
@@ -87,15 +86,15 @@ class Link:
         deadlines = Deadlines(options, now, first_ping=random.uniform(0.5, 1.0))
         self.sender = Sender(secrets.token_hex(8), options, housekeeper, registry, protocol, deadlines)
         self.sender.is_resuming = self.sender.is_behind = is_resuming
-        self.receiver = Receiver(request, options, self.sender, now)
+        self.receiver = Receiver(snapshot.environ, options, self.sender, now)
         self.is_admitted = True
         self.callback: tuple[str, float] | None = None
         self._opened_at = now
-        size = sum([len(value) for value in request.environ.values() if isinstance(value, str)])
+        size = sum([len(value) for value in snapshot.environ.values() if isinstance(value, str)])
         self._request_size = size if size > _USUAL_REQUEST else 0
 
     def __str__(self) -> str:
-        return name_of(self.request)
+        return name_of(self.snapshot.environ)
 
     @property
     def age(self) -> float:

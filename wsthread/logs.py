@@ -18,8 +18,6 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
-from werkzeug.wrappers import Request
-
 logger = logging.getLogger("wsthread")
 _TOLD = "_wsthread_told"  # The attribute of an exception that is in the application's own log.
 
@@ -138,9 +136,9 @@ def path_of(environ: dict[str, Any]) -> str:
     return path.encode("latin-1").decode(errors="replace")  # PEP 3333
 
 
-def name_of(request: Request) -> str:
+def name_of(environ: dict[str, Any]) -> str:
     """Return what log lines call the connection that came of a request."""
-    return f"WebSocket {request.remote_addr or 'local'} {path_of(request.environ)!r}"
+    return f"WebSocket {environ.get('REMOTE_ADDR') or 'local'} {path_of(environ)!r}"
 
 
 def tell_refusal(environ: dict[str, Any], reason: object) -> None:

@@ -30,8 +30,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-
-from werkzeug.wrappers import Request
+from typing import Any
 
 from . import clock
 from .control_frames import answer
@@ -49,7 +48,7 @@ from .wire.messages import Message
 from .wire.protocol import Close
 
 # Looking a member up in its enum costs as much as a function call.
-_OPEN, _TEXT, _BINARY = State.OPEN, Opcode.TEXT, Opcode.BINARY
+_OPEN, _TEXT, _BINARY, _CLOSE = State.OPEN, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
 _EOF = "the TCP connection was closed without a Close frame"
 _MOST_LATE = 1 << 26  # Bytes.
 # Seconds of one visit of the attendant, who has others to look after, and bytes of one of its reads: those take
@@ -64,7 +63,7 @@ class Receiver:
     """The receiving half of one connection.
 
     Args:
-        request: the opening handshake, which names the connection in log lines.
+        environ: that of the opening handshake, which names the connection in log lines.
         options: its limits.
         sender: its sending half.
         now: the time.
@@ -76,17 +75,20 @@ class Receiver:
         bytes_received: how many so far.
         has_peer_left: whether the peer is known to have left although not all that it sent was read, because the inbox
             is full.
+        ends_at_once: whether the connection's thread closes the socket as soon as the peer's Close has its answer, so
+            that both may leave together. Whoever runs the application's code knows; False as long as nobody says so.
         begun_at: since when a message is under way that is not complete; None when there is none.
     """
 
     __slots__ = (
-        "lock", "waiting_since", "messages_received", "bytes_received", "_request", "_options", "_sender",
+        "lock", "waiting_since", "messages_received", "bytes_received", "_environ", "_options", "_sender",
         "_protocol",
-        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "_allowance",
+        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "ends_at_once",
+        "_allowance",
         "_allowance_since", "_frames_counted", "_is_unwanted", "_late", "_is_born", "_turn",
     )
 
-    def __init__(self, request: Request, options: Options, sender: Sender, now: float) -> None:
+    def __init__(self, environ: dict[str, Any], options: Options, sender: Sender, now: float) -> None:
         self.lock = threading.Lock()
         self.lock.acquire()  # Until open() or abandon().
         self._is_born = False  # Whether one of them was called.
@@ -95,7 +97,8 @@ class Receiver:
         self.bytes_received = 0
         self.begun_at: float | None = None
         self.has_peer_left = False
-        self._request = request
+        self.ends_at_once = False
+        self._environ = environ
         self._options = options
         self._sender = sender
         self._protocol = sender.protocol
@@ -215,7 +218,7 @@ class Receiver:
         except Exception as error:  # Such as MemoryError. What was under way is lost, so nothing may follow it.
             self._sender.lose("an error while it was attended")
             self._close(transport)
-            tell_aside(logging.ERROR, "%s: error while it was attended", name_of(self._request), error=error)
+            tell_aside(logging.ERROR, "%s: error while it was attended", name_of(self._environ), error=error)
 
     def _attend(self, transport: Transport) -> None:
         ending = self._sender.ending
@@ -283,6 +286,8 @@ class Receiver:
             return None
         opcode = event[0]
         if opcode is not _TEXT and opcode is not _BINARY:
+            if opcode is _CLOSE and self.ends_at_once and self._transport is not None:
+                self._transport.hold_back()
             answer(event, self._sender)
             return None
         self.begun_at = None
@@ -369,7 +374,7 @@ class Receiver:
     def _complain(self, complaint: str) -> None:
         """Tell the operator what the peer does wrong. The attendant waits for no handler of the log."""
         patience = PATIENCE if self._sender.is_own_thread() else 0.0
-        tell_aside(logging.WARNING, "%s: %s", name_of(self._request), complaint, patience=patience)
+        tell_aside(logging.WARNING, "%s: %s", name_of(self._environ), complaint, patience=patience)
 
     def _answer_violation(self, error: ProtocolError) -> None:
         if isinstance(error, MessageTooBig):

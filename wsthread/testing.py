@@ -184,7 +184,7 @@ class WebSocket(ClientConnection):
 
 
 def _note_error(conn: Connection, error: BaseException) -> None:
-    errors = link_of(conn).request.environ.get(_ERRORS)
+    errors = link_of(conn).snapshot.environ.get(_ERRORS)
     if errors is not None:
         errors.append(error)
 
@@ -274,7 +274,7 @@ def _find_connection(errors: list[BaseException], before: set[threading.Thread],
     while True:
         threads = {one.name for one in threading.enumerate() if _THREAD.fullmatch(one.name) and one not in before}
         for conn in _alive():
-            if link_of(conn).request.environ.get(_ERRORS) is not errors:
+            if link_of(conn).snapshot.environ.get(_ERRORS) is not errors:
                 threads.discard(_thread_name(conn))  # Somebody else's, who may stay.
             elif _is_settled(link_of(conn), min(_PATIENCE, timeout / 2)):
                 return conn

@@ -290,6 +290,9 @@ class TlsTransport(Transport):
 
     # Ending
 
+    def hold_back(self) -> None:
+        """Nothing: the end is a record of its own, and who waits for that is told at once."""
+
     def end_sending(self) -> None:
         """The same. What comes from now on is not decrypted; it is only for seeing that it ends."""
         self._say_goodbye()

@@ -12,7 +12,6 @@ over.
 from __future__ import annotations
 
 import functools
-import io
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from http import HTTPStatus
 from types import EllipsisType
 from typing import Any
 
-from werkzeug.datastructures import EnvironHeaders, Headers
+from werkzeug.datastructures import Headers
 from werkzeug.wrappers import Request, Response
 
 from . import servers
@@ -31,26 +30,18 @@ from .link import Link, Scope
 from .logs import tell_refusal
 from .manager import Manager, hub_of
 from .options import UpgraderOptions, argument, takes
+from .snapshot import Snapshot
 from .tls import CERTIFICATE_KEY, certificate_of
-from .wire.deflate import Agreement, parse_extensions
+from .wire.deflate import Agreement, agree
 from .wire.handshake import check_origin, check_request, encode_response, response_headers, select_subprotocol, tokens
 from .wire.resume import SUBPROTOCOL
 
 # What frameworks add to every response and what means nothing on a 101 (RFC 9110 8.6, RFC 9112 6.1).
 _NOT_ON_A_101 = frozenset({"content-type", "content-length", "transfer-encoding"})
-# How the names begin of what belongs to the request (PEP 3333) and to its server; a connection must not keep it alive.
-_DROPPED = ("wsgi.", *servers.OWN_KEYS)
-# Servers build the strings of a request anew each time; one copy of the usual ones does for all connections.
-_USUAL = {text: text for text in (
-    "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "HTTP_ACCEPT_LANGUAGE", "HTTP_AUTHORIZATION", "HTTP_CACHE_CONTROL",
-    "HTTP_CONNECTION", "HTTP_COOKIE", "HTTP_HOST", "HTTP_ORIGIN", "HTTP_PRAGMA", "HTTP_SEC_FETCH_DEST",
-    "HTTP_SEC_FETCH_MODE", "HTTP_SEC_FETCH_SITE", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_KEY",
-    "HTTP_SEC_WEBSOCKET_PROTOCOL", "HTTP_SEC_WEBSOCKET_VERSION", "HTTP_UPGRADE", "HTTP_USER_AGENT",
-    "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_X_FORWARDED_PROTO", "HTTP_X_REAL_IP",
-    "GET", "HTTP/1.1", "http", "https", "websocket", "Upgrade", "keep-alive, Upgrade", "13", "no-cache",
-    "permessage-deflate; client_max_window_bits", "gzip, deflate, br, zstd", "same-origin",
-)}
-_NO_BODY = io.BytesIO()
+# The headers that a handshake is judged by: as the environ calls them, and in lower case.
+_HEADERS = [("CONTENT_LENGTH", "content-length"), *((f"HTTP_{name.replace('-', '_').upper()}", name) for name in (
+    "connection", "host", "origin", "sec-websocket-extensions", "sec-websocket-key", "sec-websocket-protocol",
+    "sec-websocket-version", "transfer-encoding", "upgrade", "x-forwarded-host"))]
 
 
 @dataclass(frozen=True)
@@ -115,15 +106,17 @@ class Upgrader:
             return self._refuse(request.environ, error)
         except DetachError as error:
             return self._refuse(request.environ, HandshakeError(HTTPStatus.NOT_IMPLEMENTED, f"{error}."))
-        response = Response(status=HTTPStatus.SWITCHING_PROTOCOLS)
+        response = Response(status="101 SWITCHING PROTOCOLS")
         extension = None if agreement is None else agreement.extension
         selected = SUBPROTOCOL if is_resuming else subprotocol  # In its first notice the client is told of the other.
-        response.headers = Headers([*response_headers(key, selected, extension), *Headers(headers)])
+        response.headers = Headers(response_headers(key, selected, extension))
+        if headers:
+            response.headers.extend(Headers(headers))
         options = None
         if max_message_size is not ...:
             options = replace(self._manager.options, max_message_size=max_message_size)
         prepare = functools.partial(
-            hub_of(self._manager).prepare, _snapshot(request), subprotocol, agreement, scope, options, is_resuming)
+            hub_of(self._manager).prepare, Snapshot(request), subprotocol, agreement, scope, options, is_resuming)
         setattr(response, "get_wsgi_response", _Switch(response, prepare, self._refuse))
         return response
 
@@ -141,7 +134,7 @@ class Upgrader:
 
     def _check(self, request: Request) -> tuple[str, str | None, Agreement | None, bool]:
         environ, options = request.environ, self._options
-        headers = {name.lower(): value for name, value in EnvironHeaders(environ)}
+        headers = {name: environ[key] for key, name in _HEADERS if key in environ}
         version = environ.get("SERVER_PROTOCOL", "")
         # Without a key it is a request like any other, on every server. HTTP/2 has no sockets to be found.
         if "sec-websocket-key" in headers and not version.startswith("HTTP/2"):
@@ -153,10 +146,9 @@ class Upgrader:
         check_origin(headers.get("origin"), request.host, options.origins, headers.get("x-forwarded-host"))
         offered = tokens(headers.get("sec-websocket-protocol", ""))
         subprotocol = select_subprotocol(offered, options.subprotocols, options.require_subprotocol)
-        agreement, offers = None, parse_extensions(headers.get("sec-websocket-extensions", ""))
+        offers = headers.get("sec-websocket-extensions")
         compression = options.compression_for(environ) if offers else None
-        if compression is not None:
-            agreement = compression.negotiate(offers)
+        agreement = None if compression is None or offers is None else agree(compression, offers)
         return key, subprotocol, agreement, SUBPROTOCOL in offered
 
 
@@ -264,17 +256,3 @@ class _Body:
     def __del__(self) -> None:
         if self._link is not None:
             self.close()
-
-
-def _snapshot(request: Request) -> Request:
-    """Return a copy of a request that lives on without its server and its body."""
-    environ = {
-        _USUAL.get(name, name): _USUAL.get(value, value) if isinstance(value, str) else value
-        for name, value in request.environ.items() if not name.startswith(_DROPPED)}
-    environ["wsgi.url_scheme"] = request.environ["wsgi.url_scheme"]
-    environ["wsgi.input"] = _NO_BODY
-    snapshot = request.__class__(environ, populate_request=False)  # type() would be that of Flask's proxy.
-    for name in ("url_rule", "view_args"):  # Flask's.
-        if hasattr(request, name):
-            setattr(snapshot, name, getattr(request, name))
-    return snapshot

@@ -36,3 +36,8 @@ def fanout(ws: Server) -> None:
     finally:
         with lock:
             subscribers.discard(ws)
+
+
+@app.route("/plain")
+def plain() -> str:
+    return "plain"

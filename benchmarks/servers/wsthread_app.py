@@ -67,3 +67,8 @@ def stats() -> dict[str, Any]:
         "longest_broadcast": max(durations, default=0),
         "manager": fanout.stats(),
     }
+
+
+@app.route("/plain")
+def plain() -> str:
+    return "plain"

@@ -32,10 +32,11 @@ with atheris.instrument_imports(include=["wsthread"]):
     from wsthread.link import Link
     from wsthread.options import Options
     from wsthread.registry import Registry
+    from wsthread.snapshot import Snapshot
     from wsthread.wire.messages import Message
     from wsthread.wire.protocol import Close
 
-REQUEST = Request(EnvironBuilder("/").get_environ())
+HANDSHAKE = Snapshot(Request(EnvironBuilder("/").get_environ()))
 INBOX_SIZES = (1, 300, 1000, 1 << 20)
 PYTHON_ONLY, RESET, OURS = 0x04, 0x08, 0x10
 
@@ -120,7 +121,7 @@ class Side:
     def __init__(self, wire: Wire, options: Options, agreement: Any, unread: bytes = b"") -> None:
         self.wire = wire
         # Nothing has to wait for such a wire, so there is nothing to do for a housekeeper.
-        self.link = Link(REQUEST, options, None, Registry(), agreement=agreement)  # type: ignore[arg-type]
+        self.link = Link(HANDSHAKE, options, None, Registry(), agreement=agreement)  # type: ignore[arg-type]
         self.link.open(wire, b"", unread)  # type: ignore[arg-type]
         self.link.wait_opened()
         self.messages: list[Message] = []

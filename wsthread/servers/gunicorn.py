@@ -7,6 +7,7 @@ false as soon as it begins to stop, for whatever reason, and its ``cfg`` knows h
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -45,6 +46,18 @@ class Gunicorn(Server):
         buffer.seek(0)
         buffer.truncate()
         return unread
+
+    def expect_no_more(self, environ: dict[str, Any]) -> None:
+        """Say that the end of this request's body was not found, so that nobody knows where the next one begins.
+
+        gunicorn has a place for that from 27 on. It then closes the connection, silently, where it else lets the
+        selector watch it, and a thread look for a request in it. In older versions, and in what middleware puts around
+        the body, there is no such attribute.
+        """
+        body = environ["wsgi.input"]
+        if getattr(body, "failed", None) is False:
+            with contextlib.suppress(AttributeError):  # Somebody else's, and read-only.
+                body.failed = True
 
     def room(self) -> tuple[str, ...] | None:
         """Return the addresses that the worker listens on: no others have them, but a master that takes over."""

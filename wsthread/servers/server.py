@@ -24,9 +24,11 @@ class Server:
     4. Stop the server in each way that it has, with a connection open. If the client does not get a Close with 1001,
        or the process is killed before the client has answered, write :meth:`is_stopping` and :meth:`time_to_stop`.
     5. Look into the server's log. If the response on the dummy makes it complain, set :attr:`dummy_headers`.
-    6. Ask for the address without the headers of a handshake. If that is a 500 instead of a 426, the server holds
+    6. If it keeps connections alive and has a way to be told that there are no more requests on one, write
+       :meth:`expect_no_more`. It may well be left out.
+    7. Ask for the address without the headers of a handshake. If that is a 500 instead of a 426, the server holds
        applications to PEP 3333: set :attr:`takes_upgrade` to False.
-    7. Add it to ``SERVERS`` in ``servers/__init__.py``, to ``SERVERS`` of ``tests/servers.py``, and write
+    8. Add it to ``SERVERS`` in ``servers/__init__.py``, to ``SERVERS`` of ``tests/servers.py``, and write
        ``tests/test_servers_<name>.py``.
 
     One object is for all requests of a process, so it holds no state.
@@ -61,6 +63,12 @@ class Server:
         already. So reading from the server's file gives what is buffered, and then ends without waiting.
         """
         return b""
+
+    def expect_no_more(self, environ: dict[str, Any]) -> None:
+        """Let the server close the dummy behind the response, where it would wait there for the next request.
+
+        It would see soon that none comes; this only saves it the work. It is called once, behind :meth:`take_unread`.
+        """
 
     def room(self) -> tuple[str, ...] | None:
         """Return what the processes have in common that serve one application together, such as their addresses.

@@ -18,6 +18,7 @@ Pure: values in, values out.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -309,6 +310,12 @@ def parse_extensions(value: str) -> list[Extension]:
         if name:
             extensions.append((name, parameters))
     return extensions
+
+
+@functools.lru_cache(maxsize=64)  # Browsers all send the same few; nobody's header is longer than some KiB.
+def agree(deflate: Deflate, offers: str) -> Agreement | None:
+    """Return what comes of a Sec-WebSocket-Extensions header, or None."""
+    return deflate.negotiate(parse_extensions(offers))
 
 
 def _split_quoted(value: str, separator: str) -> list[str]:

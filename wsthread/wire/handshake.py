@@ -79,7 +79,7 @@ def check_request(method: str, http_version: str, headers: Mapping[str, str]) ->
 
 def _require_token(headers: Mapping[str, str], name: str, token: str) -> None:
     value = headers.get(name.lower(), "")
-    if token.lower() in (found.lower() for found in tokens(value)):
+    if value.lower() == token.lower() or token.lower() in map(str.lower, tokens(value)):
         return
     found = f"is {value[:64]!r}" if value else "is missing"
     raise HandshakeError(
@@ -168,7 +168,8 @@ def encode_response(headers: Iterable[tuple[str, str]]) -> bytes:
     Raises:
         ValueError: a header holds a line break.
     """
-    lines = ["HTTP/1.1 101 Switching Protocols", *(f"{name}: {value}" for name, value in headers)]
-    if any("\r" in line or "\n" in line for line in lines):
+    lines = ["HTTP/1.1 101 Switching Protocols", *[f"{name}: {value}" for name, value in headers], "", ""]
+    head = "\r\n".join(lines)
+    if not head.count("\r") == head.count("\n") == len(lines) - 1:
         raise ValueError("a response header holds a line break")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return head.encode("latin-1")

@@ -104,6 +104,7 @@ def _wildcard(allowed: str) -> re.Pattern[str]:
     return re.compile(f"{re.escape(scheme)}://{names}{rest}{port}/?", _FLAGS)
 
 
+@functools.lru_cache(maxsize=64)  # All pages of a site have one origin.
 def is_same_origin(origin: str, host: str) -> bool:
     """Tell whether a page came from the host and port that its request was sent to.
 
