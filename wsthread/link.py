@@ -43,7 +43,6 @@ _USUAL_REQUEST = 1 << 14  # Bytes of a handshake that do not count as held. What
 #: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
 Scope: TypeAlias = "Callable[[Any], AbstractContextManager[Any]]"
 
-
 _numbers = itertools.count()
 
 
@@ -69,8 +68,8 @@ class Link:
     """
 
     __slots__ = (
-        "request", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
-        "_request_size", "number")
+        "number", "request", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
+        "_request_size")
 
     def __init__(
         self, request: Request, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,

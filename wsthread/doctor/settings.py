@@ -79,7 +79,7 @@ def _judge_worker(settings: Settings) -> Iterator[Finding]:
     if settings.workers > 1:
         yield note(
             "workers", Hop.SERVER, f"There are {settings.workers} workers, and each client is connected to one.",
-            "See with doctor URL --broadcast MESSAGE that broadcasts reach the clients of all workers.")
+            "Run doctor URL --broadcast MESSAGE to see whether broadcasts reach the clients of all workers.")
     module = settings.app.partition(":")[0].partition(".")[0]
     if settings.as_module and module in settings.shadowed:
         yield fault(
