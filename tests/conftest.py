@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from redis_servers import RedisServer, running
+from redis_servers import Listener, RedisServer, running
+
+from wsthread.bus.redis import RedisBackplane
 
 if os.environ.get("WITHOUT_GC"):  # As some preforking deployments run. What is only freed by it stays then.
     gc.disable()
@@ -48,3 +51,18 @@ def own_redis(redis_program: str) -> Iterator[RedisServer]:
     """A Redis for a test that does something to it."""
     with running(redis_program) as server:
         yield server
+
+
+@pytest.fixture
+def name() -> str:
+    """A name for managers that no other test has."""
+    return secrets.token_hex(4)
+
+
+@pytest.fixture
+def listening(own_redis: RedisServer, name: str) -> Iterator[Listener]:
+    """What the managers of that name get over a Redis."""
+    backplane, listener = RedisBackplane(own_redis.url), Listener()
+    backplane.start(name, listener)
+    yield listener
+    backplane.close(0.5)

@@ -185,13 +185,13 @@ def test_tls(redis_program: str, need_program: Callable[[str], str], tmp_path: P
     key, certificate, port = tmp_path / "key.pem", tmp_path / "certificate.pem", free_port()
     subprocess.run(
         [need_program("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-         "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+         "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
         check=True, capture_output=True, timeout=60)
     with running(
             redis_program, "--tls-port", f"{port}", "--tls-cert-file", f"{key.parent}/certificate.pem",
             "--tls-key-file", f"{key}", "--tls-ca-cert-file", f"{certificate}", "--tls-auth-clients", "no") as server:
         server.call("CONFIG", "SET", "requirepass", "p@ss/word")
-        url = f"rediss://:p%40ss%2Fword@localhost:{port}"
+        url = f"rediss://:p%40ss%2Fword@127.0.0.1:{port}"
         store = Store(Address(f"{url}?ssl_ca_certs={certificate}", {}), "x", 5.0)
         assert publish(store, A, 0, 1) == 1
         store.close()

@@ -306,6 +306,24 @@ def test_page_gets_what_was_said_while_it_was_offline(chat: Server, browser: Any
         assert page.read("#messages").count("You are back, and have missed nothing.") == 2
 
 
+def test_page_that_was_left_is_no_member(chat: Server, browser: Any) -> None:
+    """Though the browser keeps it, and shows it again as it was (the back/forward cache)."""
+    ada, grace = Page(browser, chat), Page(browser, chat)
+    ada.join("Ada")
+    grace.join("Grace")
+    ada.wait("#messages", "Grace joined")
+    grace.run("window.wasKept = true")
+    browser.get(chat.url("/static/chat.svg"))
+    ada.wait("#messages", "Grace left")
+    ada.say("Said while Grace was away")
+    ada.wait("#messages", "Said while Grace was away")
+    browser.switch_to.window(grace.tab)
+    browser.back()
+    assert browser.execute_script("return window.wasKept")
+    grace.wait("#messages", "Said while Grace was away")
+    grace.wait("#status", "Connected")
+
+
 def go_offline(page: Page, offline: bool) -> None:
     page.find("#status")  # So that the tab is the current one.
     page.browser.execute_cdp_cmd("Network.emulateNetworkConditions", {

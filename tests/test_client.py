@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import wire
+from certificates import certificates, client_context, server_context
 from servers import Server, serve
 from websockets.sync import server as independent
 
@@ -414,23 +414,9 @@ def test_ipv6() -> None:
 # TLS
 
 
-@pytest.fixture(scope="module")
-def certificate(need_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A certificate for localhost that signs itself, and its key."""
-    directory = tmp_path_factory.mktemp("tls")
-    certificate, key = str(directory / "certificate.pem"), str(directory / "key.pem")
-    command = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    subprocess.run(
-        [need_program("openssl"), *command.split(), "-keyout", key, "-out", certificate], check=True,
-        capture_output=True)
-    return certificate, key
-
-
-@pytest.fixture
-def tls_port(certificate: tuple[str, str]) -> Iterator[int]:
-    """The port of an independent server that echoes over TLS."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificate)
+@contextmanager
+def echoing_over_tls(context: ssl.SSLContext) -> Iterator[str]:
+    """Run an independent server that echoes over TLS; yield its URL."""
 
     def echo(ws: independent.ServerConnection) -> None:
         for message in ws:
@@ -439,15 +425,14 @@ def tls_port(certificate: tuple[str, str]) -> Iterator[int]:
     with independent.serve(echo, "127.0.0.1", 0, ssl=context, max_size=None) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.socket.getsockname()[1]
+        yield f"wss://127.0.0.1:{server.socket.getsockname()[1]}/"
         server.shutdown()
         thread.join(10)
 
 
-def test_tls(certificate: tuple[str, str], tls_port: int) -> None:
+def test_tls() -> None:
     """Messages go both ways at a time over TLS as well."""
-    trusting = ssl.create_default_context(cafile=certificate[0])
-    with connect(f"wss://localhost:{tls_port}/", ssl_context=trusting) as ws:
+    with echoing_over_tls(server_context()) as url, connect(url, ssl_context=client_context()) as ws:
         ws.ping()
         for _ in range(4):
             ws.send(b"x" * (4 << 20))
@@ -457,12 +442,18 @@ def test_tls(certificate: tuple[str, str], tls_port: int) -> None:
     assert ws.close_code == 1000
 
 
-def test_certificate_that_is_not_trusted(certificate: tuple[str, str], tls_port: int) -> None:
-    """By default the certificate has to be signed by an authority, and always for the host of the URL."""
-    with pytest.raises(ssl.SSLCertVerificationError):
-        connect(f"wss://localhost:{tls_port}/")
-    with pytest.raises(ssl.SSLCertVerificationError, match="127.0.0.1"):
-        connect(f"wss://127.0.0.1:{tls_port}/", ssl_context=ssl.create_default_context(cafile=certificate[0]))
+def test_certificate_that_is_not_trusted() -> None:
+    """By default the certificate has to be signed by an authority that the system knows."""
+    with echoing_over_tls(server_context()) as url, pytest.raises(ssl.SSLCertVerificationError):
+        connect(url)
+
+
+def test_certificate_of_another_host() -> None:
+    """The certificate has to be for the host of the URL, whoever signed it."""
+    context, paths = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), certificates()
+    context.load_cert_chain(paths.client, paths.client_key)
+    with echoing_over_tls(context) as url, pytest.raises(ssl.SSLCertVerificationError, match="127.0.0.1"):
+        connect(url, ssl_context=client_context())
 
 
 @pytest.mark.parametrize(("talk", "error"), [

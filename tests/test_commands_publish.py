@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import io
-import secrets
 import sys
-from collections.abc import Iterator
 
 import pytest
 from redis_servers import Listener, RedisServer, free_port
 
 from wsthread import entries
-from wsthread.bus.redis import RedisBackplane
 from wsthread.commands import main
-
-
-@pytest.fixture
-def name() -> str:
-    return secrets.token_hex(4)
-
-
-@pytest.fixture
-def listening(own_redis: RedisServer, name: str) -> Iterator[Listener]:
-    backplane, listener = RedisBackplane(own_redis.url), Listener()
-    backplane.start(name, listener)
-    yield listener
-    backplane.close(0.5)
 
 
 def test_messages(own_redis: RedisServer, name: str, listening: Listener, monkeypatch: pytest.MonkeyPatch) -> None:

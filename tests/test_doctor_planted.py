@@ -106,7 +106,7 @@ def test_good_behind_nginx(
     with serve("gthread", APP, "--threads", "16", bind=bind):
         with run_nginx(need_program("nginx"), tmp_path, site, [plain, secure]) as proxy:
             found = doctor(
-                f"https://localhost:{secure}/ws", "--ca", str(certificate), "--idle", "1", "--proxy-config",
+                f"https://127.0.0.1:{secure}/ws", "--ca", str(certificate), "--idle", "1", "--proxy-config",
                 str(tmp_path / "site.conf"), "--gunicorn", "--threads", "16", "--bind", bind, "app:app")
             assert found[:2] == (0, []), found.text
             assert doctor("--proxy-config", str(proxy.config))[:2] == (0, [])
@@ -220,13 +220,13 @@ def test_tls(
     with run_nginx(nginx, tmp_path, site, [*ports, plain]):
         for port, (name, file) in zip(ports, certificates.items()):
             trust = [] if name == "certificate-unknown" else ["--ca", str(file)]
-            assert doctor(f"wss://localhost:{port}/ws", *trust)[:2] == (1, [(name, "proxy")])
-        assert doctor(f"wss://localhost:{ports[3]}/", "--insecure")[:2] == (1, [("client-certificate", "proxy")])
-        shown = doctor(f"wss://localhost:{ports[3]}/", "--insecure", "--certificate", str(certificate))
+            assert doctor(f"wss://127.0.0.1:{port}/ws", *trust)[:2] == (1, [(name, "proxy")])
+        assert doctor(f"wss://127.0.0.1:{ports[3]}/", "--insecure")[:2] == (1, [("client-certificate", "proxy")])
+        shown = doctor(f"wss://127.0.0.1:{ports[3]}/", "--insecure", "--certificate", str(certificate))
         assert shown[:2] == (1, [("no-websocket-here", "application")])
-        assert doctor(f"ws://localhost:{ports[0]}/ws")[:2] == (1, [("tls-expected", "client")])
-        assert doctor(f"ws://localhost:{plain}/ws")[:2] == (1, [("redirect-to-https", "client")])
-    assert doctor(f"wss://localhost:{server.port}/ws")[:2] == (1, [("tls-missing", "client")])
+        assert doctor(f"ws://127.0.0.1:{ports[0]}/ws")[:2] == (1, [("tls-expected", "client")])
+        assert doctor(f"ws://127.0.0.1:{plain}/ws")[:2] == (1, [("redirect-to-https", "client")])
+    assert doctor(f"wss://127.0.0.1:{server.port}/ws")[:2] == (1, [("tls-missing", "client")])
 
 
 def test_forwarded_allow_ips(
@@ -237,7 +237,7 @@ def test_forwarded_allow_ips(
     site = nginx_tls_site(server.port, plain, secure, certificate)
     options = ("--gunicorn", "--threads", "16", "--bind", "0.0.0.0:8000")
     with run_nginx(need_program("nginx"), tmp_path, site, [plain, secure]):
-        url = f"wss://localhost:{secure}/ws"
+        url = f"wss://127.0.0.1:{secure}/ws"
         found = doctor(url, "--ca", str(certificate), *options, "app:app")
         assert found[:2] == (1, [("forwarded-allow-ips", "WSGI server")])
         assert doctor(url, "--ca", str(certificate), *options, "--forwarded-allow-ips", "*", "app:app")[0] == 0

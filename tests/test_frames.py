@@ -16,7 +16,8 @@ from wire import (
 
 from wsthread.exceptions import MessageTooBig, ProtocolError
 from wsthread.wire.frames import (
-    SENDABLE_CLOSE_CODES, CloseCode, Frame, FrameParser, Opcode, encode_frame, encode_header, is_valid_close_code,
+    SENDABLE_CLOSE_CODES, CloseCode, Frame, FrameParser, Opcode, cut_reason, encode_frame, encode_header,
+    is_valid_close_code,
 )
 from wsthread.wire.messages import Message
 
@@ -379,6 +380,13 @@ def test_filling_an_unmasked_frame() -> None:
     assert not parser.fill(memoryview(rest))  # It ends a frame, but no message.
     assert rest == b"defghij"
     assert parser.missing == 0
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("", ""), ("why", "why"), (123 * "x", 123 * "x"), (124 * "x", 123 * "x"), (62 * "ü", 61 * "ü")])
+def test_cut_reason(text: str, reason: str) -> None:
+    """Never within a character."""
+    assert cut_reason(text) == reason
 
 
 @pytest.mark.parametrize("number", [CloseCode.GOING_AWAY, Opcode.TEXT])

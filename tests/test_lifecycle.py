@@ -18,7 +18,7 @@ from servers import wait_until
 from wsthread import dump_on_signal, lifecycle
 
 
-class Inhabitant:
+class Participant:
     """Notes what it is asked."""
 
     shutdown_timeout = 1.0
@@ -27,7 +27,7 @@ class Inhabitant:
         self.checked = threading.Event()
 
     def __str__(self) -> str:
-        return "Inhabitant"
+        return "Participant"
 
     def check(self, now: float) -> None:
         """Note it."""
@@ -46,11 +46,11 @@ class Inhabitant:
 
     def dump(self) -> str:
         """Tell which it is."""
-        return f"inhabitant {id(self)}"
+        return f"participant {id(self)}"
 
 
 def test_one_housekeeper_checks_all() -> None:
-    first, second = Inhabitant(), Inhabitant()
+    first, second = Participant(), Participant()
     housekeeper = lifecycle.enter(first, 0.05)
     assert lifecycle.enter(second, 0.05) is housekeeper
     assert lifecycle.enter(first, 0.05) is housekeeper
@@ -60,13 +60,13 @@ def test_one_housekeeper_checks_all() -> None:
 
 def test_managers() -> None:
     """Each is there once, from its first connection on, as long as somebody needs it."""
-    inhabitant = Inhabitant()
-    assert inhabitant not in lifecycle.managers()
+    participant = Participant()
+    assert participant not in lifecycle.managers()
     for _ in range(2):
-        lifecycle.enter(inhabitant, 1.0)
-    assert lifecycle.managers().count(inhabitant) == 1
-    number = id(inhabitant)
-    del inhabitant
+        lifecycle.enter(participant, 1.0)
+    assert lifecycle.managers().count(participant) == 1
+    number = id(participant)
+    del participant
 
     def is_gone() -> bool:
         gc.collect()
@@ -84,12 +84,12 @@ def number() -> Iterator[signal.Signals]:
 
 
 def test_dump_on_signal(number: signal.Signals, caplog: pytest.LogCaptureFixture) -> None:
-    inhabitants = [Inhabitant(), Inhabitant()]
-    for inhabitant in inhabitants:
-        lifecycle.enter(inhabitant, 1.0)
+    participants = [Participant(), Participant()]
+    for participant in participants:
+        lifecycle.enter(participant, 1.0)
     dump_on_signal(number)
     signal.raise_signal(number)
-    told = {("wsthread", logging.WARNING, f"Inhabitant: inhabitant {id(one)}") for one in inhabitants}
+    told = {("wsthread", logging.WARNING, f"Participant: participant {id(one)}") for one in participants}
     wait_until(lambda: told <= set(caplog.record_tuples))
 
 
@@ -115,7 +115,7 @@ ENTERED = """
 import os, sys, time
 from wsthread import lifecycle
 
-class Inhabitant:
+class Participant:
     def __init__(self, name, shutdown_timeout, begun):
         self.name, self.shutdown_timeout, self.begun = name, shutdown_timeout, begun
         lifecycle.follow_forks(self)
@@ -136,7 +136,7 @@ class Inhabitant:
 
 
 def lines_of(source: str) -> list[str]:
-    """Run a process in which inhabitants enter, and return what it prints."""
+    """Run a process in which participants enter, and return what it prints."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ENTERED + source], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
@@ -145,13 +145,13 @@ def lines_of(source: str) -> list[str]:
 
 def test_end_of_the_process() -> None:
     """All begin before anybody is waited for, and the one with the latest deadline tells how long."""
-    *begun, first, second = lines_of("several = [Inhabitant('a', 5.0, 0.0), Inhabitant('b', 30.0, 10.0)]")
+    *begun, first, second = lines_of("several = [Participant('a', 5.0, 0.0), Participant('b', 30.0, 10.0)]")
     assert sorted(begun) == ["a begins", "b begins"]
     assert sorted([first, second]) == ["a finishes in 20.0", "b finishes in 20.0"]
 
 
 def test_end_of_the_process_that_begun_long_ago() -> None:
-    assert lines_of("only = Inhabitant('a', 5.0, 60.0)") == ["a begins", "a finishes in 0.0"]
+    assert lines_of("only = Participant('a', 5.0, 60.0)") == ["a begins", "a finishes in 0.0"]
 
 
 def test_end_of_a_process_that_has_to_end_soon() -> None:
@@ -163,18 +163,18 @@ class Worker:
     def handle(self, *args):
         pass
 signal.signal(signal.SIGTERM, Worker().handle)
-only = Inhabitant('a', 30.0, 0.0)
+only = Participant('a', 30.0, 0.0)
 """) == ["a begins", "a finishes in 8.0"]
 
 
 def test_end_of_an_empty_process() -> None:
-    assert lines_of("Inhabitant('gone', 5.0, 0.0).housekeeper; import gc; gc.collect()") == []
+    assert lines_of("Participant('gone', 5.0, 0.0).housekeeper; import gc; gc.collect()") == []
 
 
 def test_fork() -> None:
     """The child starts empty, with a housekeeper of its own; what the parent has stays."""
     assert lines_of("""
-parent = Inhabitant('a', 5.0, 0.0)
+parent = Participant('a', 5.0, 0.0)
 child = os.fork()
 if child == 0:
     print("another housekeeper:", lifecycle.enter(parent, 1.0) is not parent.housekeeper, flush=True)
@@ -187,7 +187,7 @@ print("the same housekeeper:", lifecycle.enter(parent, 1.0) is parent.housekeepe
 def test_fork_with_one_that_raises() -> None:
     """The others are reset nevertheless."""
     lines = lines_of("""
-class Broken(Inhabitant):
+class Broken(Participant):
     def reset_after_fork(self):
         raise LookupError
     def begin_shutdown(self):
@@ -195,7 +195,7 @@ class Broken(Inhabitant):
     def finish_shutdown(self, timeout):
         pass
 
-several = [kind(name, 5.0, 0.0) for kind, name in zip([Inhabitant, Broken, Broken, Inhabitant, Broken], "abcde")]
+several = [kind(name, 5.0, 0.0) for kind, name in zip([Participant, Broken, Broken, Participant, Broken], "abcde")]
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Python tells of it there.
 child = os.fork()
 if child == 0:
@@ -208,7 +208,7 @@ os.waitpid(child, 0)
 def test_fork_while_the_lock_is_held() -> None:
     """Another thread of the parent may hold it, and does not run in the child."""
     assert lines_of("""
-parent = Inhabitant('a', 5.0, 0.0)
+parent = Participant('a', 5.0, 0.0)
 with lifecycle._lock:
     child = os.fork()
     if child == 0:
@@ -227,7 +227,7 @@ logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s
 
 def enter(name):
     speedups.missing = "not built"
-    Inhabitant(name, 1.0, 0.0)
+    Participant(name, 1.0, 0.0)
     while any(thread.name == "wsthread-log" for thread in threading.enumerate()):
         time.sleep(0.01)
     print(name, flush=True)

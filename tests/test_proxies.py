@@ -145,7 +145,7 @@ def caddyfile(port: int, upstream: int, directory: Path) -> str:
 
 @pytest.fixture(scope="module")
 def certificate(need_program: NeedProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost and 127.0.0.1 that signs itself, with its key in the same file."""
+    """A certificate for 127.0.0.1 that signs itself, with its key in the same file."""
     return make_certificate(need_program("openssl"), tmp_path_factory.mktemp("tls"))
 
 
@@ -155,7 +155,7 @@ def test_nginx_with_tls(nginx: str, server: Server, certificate: Path, tmp_path:
     site = nginx_tls_site(server.port, plain, secure, certificate)
     context = ssl.create_default_context(cafile=certificate)
     with run_nginx(nginx, tmp_path, site, [plain, secure]):
-        url = f"wss://localhost:{secure}/ws"
+        url = f"wss://127.0.0.1:{secure}/ws"
         echo(url, ssl_context=context)
         echo(url, BIG, ssl_context=context)
         with connect(url, ssl_context=context) as ws:
@@ -177,7 +177,7 @@ def test_haproxy_with_tls_and_http_2(
         "127.0.0.1:8001": f"127.0.0.1:{server.port}"})
     context = ssl.create_default_context(cafile=certificate)
     with run_haproxy(haproxy, tmp_path, text, [plain, secure]):
-        url = f"wss://localhost:{secure}/ws"
+        url = f"wss://127.0.0.1:{secure}/ws"
         wait_until(lambda: not isinstance(status_of(url, context), int))
         echo(url, ssl_context=context)
         assert refusal(f"ws://127.0.0.1:{plain}/ws").status == 308

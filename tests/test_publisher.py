@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from redis_servers import Listener, RedisServer, free_port
@@ -15,22 +14,8 @@ from servers import wait_until
 
 from wsthread import entries
 from wsthread.bus.backplane import Entry
-from wsthread.bus.redis import RedisBackplane
 from wsthread.exceptions import BackplaneFull
 from wsthread.publisher import Publisher
-
-
-@pytest.fixture
-def name() -> str:
-    return secrets.token_hex(4)
-
-
-@pytest.fixture
-def listening(own_redis: RedisServer, name: str) -> Iterator[Listener]:
-    backplane, listener = RedisBackplane(own_redis.url), Listener()
-    backplane.start(name, listener)
-    yield listener
-    backplane.close(0.5)
 
 
 def payloads(listener: Listener) -> list[bytes]:

@@ -125,7 +125,7 @@ def test_dropping_under_pressure(server: Server, size: int) -> None:
             if first == 0x82:
                 assert len(payload) == size and payload == payload[:4] * (size // 4)
                 numbers.append(int.from_bytes(payload[:4], "big"))
-            else:
+            elif first != 0x89:  # A Ping, where this takes more than ten seconds.
                 assert (first, payload) == (0x81, b"last")
             return payload
 

@@ -101,7 +101,7 @@ class Callback(Generic[F]):
 
 
 class _Method:
-    """A callback that a subclass defines as a method: a method as any, and what is assigned takes its place."""
+    """A callback that a subclass defines as a method. A function that is assigned takes the method's place."""
 
     def __init__(self, method: Any, callback: Callback[Any]) -> None:
         self._method = method

@@ -4,8 +4,8 @@ The WSGI server tells the address of whoever opened the TCP connection. That is 
 is the proxy's, unless Werkzeug's ProxyFix has put the client's in its place, and a Unix socket has none. Counting all
 clients as one would lock them out, so such an address counts as unknown, and who is unknown is not counted.
 
-A header alone makes nobody unknown who comes from elsewhere, or it would be a way around the limit: only what comes
-from this host, over loopback, is taken for a proxy.
+A header alone does not make a client unknown, or sending one would be a way around the limit. Only a peer on this host,
+over loopback, is taken for a proxy.
 
 IPv6 gives each household, and each rented server, a network of its own, usually a /64; so a network counts as one.
 

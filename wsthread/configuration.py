@@ -88,10 +88,10 @@ class Configuration:
 
     @property
     def manager(self) -> Manager:
-        """That of the application's routes.
+        """The manager of the application's routes.
 
         Raises:
-            ValueError: when nothing was read before: an unknown key, or a value that makes no sense.
+            ValueError: an unknown key, or a value that makes no sense. Only the first use reads the keys and raises it.
         """
         with self._lock:
             if self._manager is None:

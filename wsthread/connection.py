@@ -143,7 +143,7 @@ class Connection:
         It leaves its groups when it begins to close. Joining twice is joining once.
 
         Args:
-            group: the group.
+            group: its name.
             info: who it is, for ``manager.members(group)`` of all processes: anything that has JSON. None when it is to
                 be no member there, or when what it told before still holds.
 
@@ -344,7 +344,10 @@ def let_in(conn: Connection) -> None:
 
 
 def settle(conn: Connection) -> None:
-    """The same when the application has done what it does first, such as joining groups."""
+    """Let a connection in, and give a client that has come back what it has missed.
+
+    It is called when the application has done what it does first, such as joining groups.
+    """
     conn._let_in()
     if conn._sender.is_behind and conn._sender.is_own_thread():
         conn._sender.is_behind = False

@@ -38,8 +38,7 @@ class Deadlines:
 
     __slots__ = (
         "due", "latency", "last_pong", "_options", "_close_at", "_closing_sent", "_stuck_at", "_sent", "_idle_at",
-        "_ping_at",
-        "_gone_at", "_seen", "_pinged_at", "_pings", "_answered",
+        "_ping_at", "_gone_at", "_seen", "_pinged_at", "_pings", "_answered",
     )
 
     def __init__(self, options: Options, now: float, first_ping: float = 1.0) -> None:
@@ -66,23 +65,27 @@ class Deadlines:
         return b"%d" % self._pings
 
     def closing(self, now: float, sent: int = 0) -> None:
-        """A Close was sent or received, from which on the peer's part may take ``close_timeout``.
+        """Note that a Close was sent or received: from now on the peer's part may take ``close_timeout``.
 
-        To be told again when it has left, if it had to wait behind other bytes, of which ``sent`` left so far.
+        If our Close has to wait behind other bytes, call this again when it has left.
+
+        Args:
+            now: the time.
+            sent: bytes that left the outbox so far.
         """
         self._closing_sent = sent
         self._close_at = now + self._options.close_timeout
         self._update_due()
 
     def waiting(self, now: float, sent: int) -> None:
-        """Something waits in the outbox, from which ``sent`` bytes left so far."""
+        """Note that something waits in the outbox, from which ``sent`` bytes left so far."""
         if self._options.write_timeout is not None:
             self._sent = sent
             self._stuck_at = now + self._options.write_timeout
             self._update_due()
 
     def pong(self, now: float, payload: bytes) -> None:
-        """A Pong came."""
+        """Note that a Pong came."""
         if not self._answered and payload == self.ping_payload:
             self._answered = True
             self.latency = now - self._pinged_at

@@ -39,8 +39,8 @@ from .connection import Connection, link_of
 from .exceptions import ConnectionClosed
 from .logs import note_told, tell
 from .thread import is_failure
+from .wire.frames import cut_reason
 
-_REASON_SIZE = 123  # Bytes that a Close has room for.
 # Exceptions that Django answers with a status.
 _ANSWERS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     (Http404, HTTPStatus.NOT_FOUND), (PermissionDenied, HTTPStatus.FORBIDDEN), (BadRequest, HTTPStatus.BAD_REQUEST),
@@ -74,7 +74,7 @@ class DjangoScope:
             except Exception as error:
                 status = next((status for kind, status in _ANSWERS if isinstance(error, kind)), None)
                 if status is not None:
-                    conn.close(4000 + status, _reason(error, status))
+                    conn.close(4000 + status, cut_reason(str(error) or status.phrase))
                 else:
                     if is_failure(conn, error):
                         self._tell(conn, error)
@@ -203,9 +203,3 @@ def _watch_saves(session: Any) -> None:
 
     session.modified = False  # The handshake has saved it.
     session.save = save
-
-
-def _reason(error: Exception, status: HTTPStatus) -> str:
-    """Return the application's own words, cut to what a Close has room for."""
-    text = str(error) or status.phrase
-    return text.encode()[:_REASON_SIZE].decode(errors="ignore")

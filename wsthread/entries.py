@@ -59,6 +59,21 @@ class Addressed(NamedTuple):
         return {**header, "not": sorted(self.exclude)} if self.exclude else header
 
 
+def named(groups: str | Iterable[str] | None) -> Groups | None:
+    """Return the groups that a caller names, who has no connections to name; None for all connections.
+
+    Raises:
+        TypeError: something that is no group's name.
+    """
+    if groups is None:
+        return None
+    chosen = [groups] if isinstance(groups, str) else list(groups)
+    for one in chosen:
+        if not isinstance(one, str):
+            raise TypeError(f"to takes group names, not {one!r}")
+    return frozenset(chosen)
+
+
 def message(payload: Payload, addressed: Addressed) -> Outgoing:
     """Return the entry for a message."""
     header = {**addressed.header(), "text": isinstance(payload, str)}
@@ -93,7 +108,7 @@ def to_json(data: Any) -> str:
         raise ValueError("the data is nested too deeply for JSON") from error
 
 
-# What came. It may be of another version, or no entry of ours at all.
+# Entries that came. They may be of another version, or none of ours at all.
 
 
 class Malformed(ValueError):
@@ -152,18 +167,3 @@ def data_of(entry: Entry) -> Any:
 
 def _are_groups(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def named(groups: str | Iterable[str] | None) -> Groups | None:
-    """Return the groups that a caller means, who has no connections.
-
-    Raises:
-        TypeError: something that is no group's name.
-    """
-    if groups is None:
-        return None
-    chosen = [groups] if isinstance(groups, str) else list(groups)
-    for one in chosen:
-        if not isinstance(one, str):
-            raise TypeError(f"to takes group names, not {one!r}")
-    return frozenset(chosen)

@@ -35,7 +35,7 @@ class Errands:
         if self._runs.acquire(blocking=False):
             try:
                 threading.Thread(target=self._run, name=self._name, daemon=True).start()
-            except BaseException:  # No thread is to be had. The next one who comes tries again.
+            except BaseException:  # The system starts no more threads. The next call of add() tries again.
                 self._runs.release()
         return True
 

@@ -1,4 +1,4 @@
-"""The error tree. The type says whose doing it was, the fields carry the evidence.
+"""The error tree. The type of an error says whose fault it is, its fields carry the evidence.
 
 ::
 
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 REFUSED_HEADER = "Wsthread-Refused"
 """The header of each refusal. Its value is the cause in a word; an answer without it came from elsewhere."""
-# What :attr:`HandshakeError.cause` is where nobody tells.
+# :attr:`HandshakeError.cause` of a status, unless it is given.
 _CAUSES = {400: "request", 403: "origin", 405: "method", 426: "upgrade", 429: "limit", 501: "server", 503: "limit"}
 
 

@@ -4,8 +4,8 @@ Each process serves its own connections first. Then the entry goes to a backplan
 waits for nobody, and what others have published comes back in the backplane's thread. :mod:`wsthread.entries` has the
 kinds of entries.
 
-Nothing starts before the first connection of a process, or the first thing that it has to publish; so a manager may be
-made before the server forks its workers. Where there cannot be a backplane, the manager stays *alone*, and says so.
+Nothing starts before the first connection of a process, or the first thing that it has to publish. So a manager may be
+made before the server forks its workers. If the backplane cannot start, the manager stays *alone*, and the log says so.
 
 Callbacks of the application run in a thread of their own, one after another (:mod:`wsthread.errands`): a slow one
 delays other callbacks, and neither messages nor what other processes are told of our members.
@@ -77,14 +77,14 @@ class Exchange:
 
     def _begin_anew(self) -> None:
         self._start_lock = threading.Lock()  # Guards the next two.
-        self._process = 0  # In which it has started.
-        self._line: Backplane | None = None  # That has started.
+        self._process = 0  # The id of the process in which it has started.
+        self._line: Backplane | None = None  # The backplane, once it has started.
         self._publisher, self._number = new_publisher(), 0  # Of kept messages, as long as there is no line.
         self._malformed = 0  # The backplane's thread owns it.
         self._presence = Presence()
         self._changes: deque[Change] = deque()  # Of our own members, to be published.
-        self._has_told = False  # Whether there were any.
-        self._owes_presence = False  # Whether others may have missed some.
+        self._has_told = False  # Whether there were ever any changes.
+        self._owes_presence = False  # Whether others may have missed some of them.
         self._signed_at = clock.now()  # The housekeeper's.
         self._errands = Errands(f"wsthread-errands-{self._name}")  # Our own, which no callback delays.
         self._calls = Errands(f"wsthread-callbacks-{self._name}")
@@ -238,8 +238,12 @@ class Exchange:
     def _publish(self, outgoing: Outgoing, is_vital: bool = True) -> bool:
         """Publish; return whether that was possible.
 
+        Args:
+            outgoing: what to publish.
+            is_vital: whether the caller has to know when it was not.
+
         Raises:
-            BackplaneFull: it was not, and the caller has to know.
+            BackplaneFull: it was not, and it is vital.
         """
         line = self._line
         if line is None:

@@ -39,8 +39,8 @@ from .connection import Connection, link_of
 from .exceptions import ConnectionClosed
 from .logs import note_told, tell
 from .thread import is_failure
+from .wire.frames import cut_reason
 
-_REASON_SIZE = 123  # Bytes that a Close has room for.
 # What collects something, such as the queries that Flask-SQLAlchemy records. Other objects are shared.
 _COPIED = frozenset({list, dict, set, deque})
 # Where Flask-Login keeps the user of a request. It loads the user that a session names again, which is better: objects
@@ -241,4 +241,4 @@ def _close(conn: Connection, error: HTTPException) -> None:
     reason = HTTP_STATUS_CODES.get(status, "")
     if isinstance(error.description, str) and error.description != type(error).description:
         reason = error.description  # The application's own words.
-    conn.close(4000 + status, reason.encode()[:_REASON_SIZE].decode(errors="ignore"))
+    conn.close(4000 + status, cut_reason(reason))

@@ -131,9 +131,10 @@ class Ring:
         self._numbers: dict[str, int] = {}  # The last one of each publisher, whatever it was; who published last, last.
         self._floors: dict[str, int] = {}  # For the same publishers.
         self._gone: dict[str, float] = {}  # Those of them that have ended, and when.
-        self._told_at = 0.0  # When note_told() was called, and what the next two were then.
-        self._told_end = self._added = self._told_added = 0  # Bytes that were ever added.
-        self._is_news = False  # Whether a number has changed since then.
+        self._added = 0  # Bytes that were ever added.
+        self._told_at = 0.0  # When note_told() was called last, ...
+        self._told_end = self._told_added = 0  # ... what end and _added were then, ...
+        self._is_news = False  # ... and whether a number has changed since then.
 
     # What has come
 
@@ -168,7 +169,7 @@ class Ring:
             self._forget_publishers()
 
     def note_own(self, publisher: str, number: int) -> None:
-        """The same for this process, which knows that what has other numbers is no message."""
+        """Note a number of this process. No floor rises, for it knows that the numbers in between are no messages."""
         self._numbers.pop(publisher, None)
         self._floors.setdefault(publisher, 0)
         self._numbers[publisher] = number
@@ -185,7 +186,7 @@ class Ring:
     def miss(self, publisher: str | None) -> None:
         """Note that messages of a publisher were missed; None when it is not known whose.
 
-        Only who sees a later one will be known to have seen what follows.
+        From then on the ring covers only clients that have seen a later one of its messages.
         """
         for one in [*self._numbers] if publisher is None else [publisher]:
             if one in self._numbers:

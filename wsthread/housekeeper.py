@@ -1,8 +1,8 @@
-"""One thread per process for what no connection's thread can do, since that one blocks in its read.
+"""One thread per process for what a connection's own thread cannot do, because that blocks in its read.
 
-It writes what waits in an outbox as soon as the kernel takes more, writes what a connection's thread holds back for too
-long, and lets each manager look at its deadlines once per tick. It never waits for a peer and never runs application
-code.
+It writes what waits in an outbox as soon as the kernel takes more. It writes what a connection's thread holds back for
+too long. It lets each manager look at its deadlines once per tick. It never waits for a peer and never runs code of the
+application.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PATIENCE = 1.0  # Seconds to wait for the end of the thread.
 SOON = 0.01  # Seconds until :meth:`Housekeeper.flush_soon` flushes.
 
 
-class Checked(Protocol):
+class HasDeadlines(Protocol):
     """Something with deadlines."""
 
     def check(self, now: float) -> None:
@@ -37,15 +37,15 @@ class Housekeeper:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # Guards everything below; the selector's registrations, not its waiting.
-        self._thread: threading.Thread | None = None  # Any other one that runs here has to end.
+        self._thread: threading.Thread | None = None  # A thread of ours that is no longer this one ends.
         self._tick = TICK
-        self._checked: weakref.WeakSet[Checked] = weakref.WeakSet()
+        self._checked: weakref.WeakSet[HasDeadlines] = weakref.WeakSet()
         self._soon: list[Callable[[], None]] = []
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._flush_all_soon)
 
-    def add(self, checked: Checked, tick: float) -> None:
+    def add(self, checked: HasDeadlines, tick: float) -> None:
         """Let something have its deadlines looked at, as long as it exists, and start the thread if need be.
 
         Args:
@@ -138,7 +138,7 @@ class Housekeeper:
 
 
 def survive(function: Callable[..., None], *args: Any) -> None:
-    """Call a function of one of many, so that whatever it raises does not keep the others from their turn."""
+    """Call a function and log what it raises, so that the thread goes on with the next one."""
     try:
         function(*args)
     except Exception as error:  # The thread has to live on; the bug has to be seen.

@@ -4,9 +4,9 @@ The WSGI server knows nothing of detached sockets, so nobody tells us that it st
 :func:`wsthread.servers.is_stopping`: managers do that when they are checked. Under the others ``atexit`` is the only
 call, and under all of them it is the last.
 
-Managers enter with their first connection. All of it is per process: a child of a fork starts empty. Managers follow
-forks from their making on, for a server may make them before it forks its workers. The first one that enters has the
-log tell what makes this process slow, if the C extension could not be had.
+A manager enters with its first connection. All of this is per process: a child of a fork starts empty. But a manager
+follows forks from the moment it is made, because an application may make it before the server forks its workers. If
+the C extension is missing, the first manager that enters lets the log say so.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .locks import taking
 from .logs import tell, tell_aside
 
 
-class Inhabitant(Protocol):
-    """What the life of a process means to a manager."""
+class Participant(Protocol):
+    """What takes part in the life of a process: the inside of a manager."""
 
     def check(self, now: float) -> None:
         """Do what is due."""
@@ -50,8 +50,8 @@ class Inhabitant(Protocol):
 
 
 _lock = threading.Lock()  # Guards the four below.
-_following: weakref.WeakSet[Inhabitant] = weakref.WeakSet()  # Those to be reset in a child of a fork.
-_managers: weakref.WeakSet[Inhabitant] = weakref.WeakSet()
+_following: weakref.WeakSet[Participant] = weakref.WeakSet()  # Those to be reset in a child of a fork.
+_managers: weakref.WeakSet[Participant] = weakref.WeakSet()
 _housekeeper: Housekeeper | None = None
 _registered = False
 _exit_limit = math.inf  # Seconds.
@@ -62,13 +62,13 @@ _SLOW = (
     "pip install --force-reinstall --no-cache-dir --no-binary wsthread wsthread")
 
 
-def follow_forks(manager: Inhabitant) -> None:
+def follow_forks(manager: Participant) -> None:
     """Let a manager be reset in each child of a fork, from now on. Any thread may call it."""
     with taking(_lock):
         _following.add(manager)
 
 
-def enter(manager: Inhabitant, tick: float) -> Housekeeper:
+def enter(manager: Participant, tick: float) -> Housekeeper:
     """Let a manager take part, and return the housekeeper of this process. Any thread may call it, again and again.
 
     Args:
@@ -117,7 +117,7 @@ def _log_dumps() -> None:
         tell(logging.WARNING, "%s: %s", manager, manager.dump())
 
 
-def managers() -> list[Inhabitant]:
+def managers() -> list[Participant]:
     """Return those of this process that have had a connection. Any thread may call it."""
     with taking(_lock):
         return list(_managers)

@@ -42,7 +42,6 @@ _USUAL_REQUEST = 1 << 14  # Bytes of a handshake that do not count as held. What
 #: ``scope(conn)`` returns a context manager, within which a piece of the application's code runs.
 Scope: TypeAlias = "Callable[[Any], AbstractContextManager[Any]]"
 
-
 _numbers = itertools.count()
 
 
@@ -68,8 +67,8 @@ class Link:
     """
 
     __slots__ = (
-        "snapshot", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
-        "_request_size", "number")
+        "number", "snapshot", "scope", "client", "sender", "receiver", "is_admitted", "callback", "_opened_at",
+        "_request_size")
 
     def __init__(
         self, snapshot: Snapshot, options: Options, housekeeper: Housekeeper, registry: Registry[Any], *,

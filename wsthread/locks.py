@@ -45,7 +45,7 @@ def taking(lock: threading.Lock) -> threading.Lock:
 
 
 def _is_interrupted() -> bool:
-    """Tell whether the calling thread runs foreign code that was called neither by it nor by us on purpose."""
+    """Tell whether foreign code interrupted the library in the calling thread, and now calls it."""
     frame = sys._getframe(2)
     is_foreign = False
     while frame is not None:

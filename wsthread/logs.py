@@ -1,9 +1,10 @@
 """What the library tells the operator: the ``wsthread`` logger, and what it calls things.
 
-A line never steers: what a handler or a filter of the application raises goes to ``sys.stderr``, as with errors of
-handlers in :mod:`logging`. A handler may also take long, or never come back. So a thread that has more to do for a
-connection lets another one tell, and waits for it :data:`PATIENCE` at most; the housekeeper's does not wait at all.
-There is one such other thread per process, as long as there are lines for it.
+Logging never changes what the library does: what a handler or a filter of the application raises goes to
+``sys.stderr``, as with errors of handlers in :mod:`logging`. A handler may also take long, or never come back. So a
+thread that has more to do for a connection lets another thread tell the line, and waits :data:`PATIENCE` at most for
+it; the housekeeper's thread does not wait at all. There is one such other thread per process, as long as there are
+lines for it.
 """
 
 from __future__ import annotations

@@ -238,7 +238,7 @@ class Manager(WithCallbacks):
     def serve(self, conn: Connection) -> None:
         """Do the work of one connection, in its thread. When it returns, the connection is closed with 1000.
 
-        What is the application's is called by way of :meth:`call`.
+        It calls functions of the application with :meth:`call`.
         """
         raise NotImplementedError
 

@@ -1,4 +1,4 @@
-"""Turns of peers that send small messages, or such as inflate to large ones, faster than they can be handled.
+"""Turns for peers that send small or well compressed messages faster than they can be handled.
 
 Such a peer keeps the thread of its connection busy without a pause. Python passes its lock on every 5 ms, so beside
 eight of them everybody else waits 40 ms each time: other connections, pages, broadcasts. So these threads take turns,
@@ -6,8 +6,8 @@ in the whole process: each waits until those before it are likely to be done, an
 that the others get. One such peer alone is not slowed down, nor is anybody whose messages do not pile up, or are large
 on the wire.
 
-What a turn cost is the processor time of the thread, and no more than what the library may have spent on what came: an
-application that computes for long may do so on as many processors as it likes.
+A turn costs the processor time of its thread, but no more than the library may have spent on what came. So what the
+application computes does not count, and it may use as many processors as it likes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ import threading
 import time
 from typing import Protocol
 
-# Seconds that the library spends at most on a frame, and on a byte that was inflated, with its way to the application
-# and back.
+# Seconds that the library spends at most on a frame, and on a byte that was inflated, its reply included.
 _PER_FRAME = 2e-5
 _PER_INFLATED_BYTE = 8e-9
-_LONG = 0.01  # Seconds, likewise, after which a turn may end although more has come.
+_LONG = 0.01  # Seconds of such work, after which a turn may end although more has come.
 _LEAST = 0.001  # Seconds of a turn that was too short to wait for the next one.
 LONGEST = 0.5  # Seconds that anybody waits.
-_SHARE = 2.0  # One part in so many of the time is for all of them.
+_SHARE = 2.0  # All turns together get one part of the time in so many.
 
 # When those who have a turn are likely to be done, and the thread that has the last one. Threads may overwrite each
-# other's; that is no harm.
+# other's values, which does no harm.
 _free_at = 0.0
 _last = 0
 
@@ -50,24 +49,25 @@ class Turn:
         counts: of its connection.
     """
 
-    __slots__ = ("_counts", "_dearest", "_spent")
+    __slots__ = ("_counts", "_limit_before", "_cpu_before")
 
     def __init__(self, counts: Counts) -> None:
         self._counts = counts
-        self._dearest = _dearest(counts)
-        self._spent = time.thread_time()
+        self._limit_before = _cost_limit(counts)
+        self._cpu_before = time.thread_time()
 
     @property
     def is_over(self) -> bool:
         """Whether others have their turn now, although more has come."""
-        return _dearest(self._counts) - self._dearest > _LONG and self.cost() > _LEAST
+        return _cost_limit(self._counts) - self._limit_before > _LONG and self.cost() > _LEAST
 
     def cost(self) -> float:
         """Return how many seconds it took; the thread whose turn it is calls it."""
-        return min(time.thread_time() - self._spent, _dearest(self._counts) - self._dearest)
+        return min(time.thread_time() - self._cpu_before, _cost_limit(self._counts) - self._limit_before)
 
 
-def _dearest(counts: Counts) -> float:
+def _cost_limit(counts: Counts) -> float:
+    """Return how many seconds the library has spent at most on all that a connection got."""
     return counts.frames * _PER_FRAME + counts.inflated * _PER_INFLATED_BYTE
 
 

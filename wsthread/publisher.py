@@ -4,8 +4,9 @@ A :class:`Publisher` waits until Redis has what it publishes, for a queue in the
 tries again when something fails, with the same number, so that nothing comes twice. When its time is over it gives up:
 then an entry in its place takes the number, so that it cannot come later.
 
-An id is good for numbers that readers know. The server forgets publishers that are silent for long, so one that wakes
-up takes another id. So does the child of a fork: with the same one its messages would pass for the parent's.
+Readers know the numbers of a publisher by its id. The server forgets publishers that are silent for long, so one that
+publishes again after that takes another id. So does the child of a fork: with the same id its messages would pass for
+the parent's.
 """
 
 from __future__ import annotations
@@ -103,11 +104,13 @@ class Publisher:
         Args:
             to: names of groups; None for all connections.
             code: the close code (RFC 6455 7.4).
-            reason: the close reason.
+            reason: the close reason, at most 123 bytes of UTF-8.
 
         Raises:
-            ValueError: no Close can say that.
-            TimeoutError: as for :meth:`broadcast`.
+            TypeError: something that is no name; the code is no int or the reason no str.
+            ValueError: the code may not be sent or the reason is too long.
+            BackplaneFull: as for :meth:`broadcast`.
+            TimeoutError: likewise.
         """
         self._publish(entries.close(check_close(code, reason), entries.Addressed(entries.named(to))))
 
@@ -120,7 +123,8 @@ class Publisher:
         Raises:
             TypeError: the data has no JSON.
             ValueError: likewise.
-            TimeoutError: as for :meth:`broadcast`.
+            BackplaneFull: as for :meth:`broadcast`.
+            TimeoutError: likewise.
         """
         self._publish(entries.notice(data))
 

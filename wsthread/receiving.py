@@ -15,7 +15,7 @@ The *attendant* is the housekeeper's thread. It comes about each quarter of a se
 thread is not in ``receive()`` (:meth:`Receiver.attend`). So while the application works, or sleeps, or waits, Pings get
 their Pongs, a Close gets its answer, and EOF and resets are seen. Messages go into the inbox meanwhile; when it is
 full, nothing is read any more, and whatever comes next waits in the kernel until the application asks for messages
-again; only that the peer has left is noticed.
+again. Even then it is noticed that the peer has left.
 
 A visit is short, whatever the peer sends: a flood of Pings or of empty fragments waits for the next visits, and keeps
 no other connection from being attended.
@@ -81,9 +81,8 @@ class Receiver:
     """
 
     __slots__ = (
-        "lock", "waiting_since", "messages_received", "bytes_received", "_environ", "_options", "_sender",
-        "_protocol",
-        "_transport", "_has_input", "_inbox", "_recv_size", "_room", "begun_at", "has_peer_left", "ends_at_once",
+        "lock", "waiting_since", "messages_received", "bytes_received", "begun_at", "has_peer_left", "ends_at_once",
+        "_environ", "_options", "_sender", "_protocol", "_transport", "_has_input", "_inbox", "_recv_size", "_room",
         "_allowance",
         "_allowance_since", "_frames_counted", "_is_unwanted", "_late", "_is_born", "_turn",
     )

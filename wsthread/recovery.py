@@ -310,7 +310,7 @@ class Recovery:
             self._ring.expire(clock.now())
 
     def note_gap(self, publisher: str | None) -> None:
-        """Tell clients that messages were missed which they may have got."""
+        """Tell clients that messages were missed, some of which may have been for them."""
         with taking(self.lock):
             self.miss(publisher)
 

@@ -1,8 +1,8 @@
 """The connections of one manager and their groups. Any thread may call anything here.
 
-A member is *admitted* when its handshake is accepted, *added* when it is open, and forgotten by *remove*, which ends
-its memberships too. So groups hold no one who is gone, whatever order the calls of several threads come in. The one
-call that waits says so.
+A member is *admitted* when its handshake is accepted, *added* when it is open, and forgotten by *remove*, which takes
+it out of its groups too. So no group holds a member that is gone, in whatever order several threads call. Only
+:meth:`Registry.wait_gone` waits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Registry(Generic[T]):
         self._lock = threading.Lock()  # Guards everything below.
         self._going = threading.Condition(self._lock)  # Notified when someone is dismissed or waits.
         self._admitted = 0
-        self._waiting = 0  # How many of these wait in wait_gone() themselves.
+        self._waiting = 0  # How many of the admitted wait in wait_gone() themselves.
         self._addresses: dict[str, int] = {}
         self._members: dict[str, T] = {}
         self._groups: dict[str, dict[T, None]] = {}
@@ -39,7 +39,12 @@ class Registry(Generic[T]):
         self._told: dict[str, dict[str, Any]] = {}  # By group, by id. Few members tell anything.
 
     def admit(self, address: str | None, limit: int | None, limit_per_address: int | None) -> str | None:
-        """Count one more, and one more from an address if that is known.
+        """Count one more, and one more from its address.
+
+        Args:
+            address: names the client; None when it is unknown, and counts for no address then.
+            limit: how many may be admitted at a time; None for no limit.
+            limit_per_address: likewise, of one address.
 
         Returns:
             The name of the option that forbids it, if one does.

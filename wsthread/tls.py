@@ -1,9 +1,9 @@
 """TLS in the server: a transport over the server's own TLS session.
 
-A session cannot move to another socket object, so the exchange is the other way round than with plain sockets: the
-server's :class:`ssl.SSLSocket` becomes ours, with its descriptor and its session, and what the server goes on to call
-the same object reaches the dummy. For that the object gets another class, :class:`_ServersEnd`, whose methods are those
-of the dummy. We call the methods of :class:`ssl.SSLSocket` itself.
+A session cannot move to another socket object. So the exchange is the reverse of that of plain sockets: the server's
+:class:`ssl.SSLSocket` becomes ours, with its descriptor and its session, and the calls that the server still makes on
+this object reach the dummy. For that the object gets another class, :class:`_ServersEnd`, whose methods are those of
+the dummy. We call the methods of :class:`ssl.SSLSocket` itself.
 
 OpenSSL allows one thread at a time in a session, and reading and writing threads are two. So the descriptor does not
 block, each call is short and made under the *TLS lock*, and waiting happens outside of it. It comes after the send lock
@@ -30,7 +30,6 @@ from .transport import LAST_READS, RECV_SIZE, Transport
 
 _RECORD = 1 << 14  # Bytes: the most that is in one record (RFC 8446 5.1).
 _DONT_WAIT = int(socket.MSG_DONTWAIT)
-
 
 CERTIFICATE_KEY = "wsthread.client_certificate"
 """Where the environ of a handshake has the client's certificate, in the form of :meth:`ssl.SSLSocket.getpeercert`."""

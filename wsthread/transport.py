@@ -96,7 +96,7 @@ class Transport:
         Args:
             readable: wait for bytes or EOF.
             writable: wait for room in the send buffer.
-            timeout: seconds, None for no limit. More than :data:`LONGEST_WAIT` is that.
+            timeout: seconds, None for no limit. More than 23 days are no limit either.
 
         Returns:
             False when the time is over.

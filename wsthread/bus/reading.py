@@ -62,7 +62,7 @@ class Missed(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """An entry that is not delivered: it was here before, or nobody can read it, and why that is (None: it was)."""
+    """An entry that is not delivered. ``fault`` says why nobody can read it; None when it was here before."""
 
     fault: str | None
 

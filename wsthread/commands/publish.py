@@ -5,7 +5,8 @@
     wsthread publish redis://localhost --name chat --notify '{"logout": 42}'
     wsthread publish redis://localhost --name chat --to "user:42" --close 4401 "logged out"
 
-Each message is on its way to all processes when the command goes on, once, or it says that it is not.
+The command takes the next message when Redis has this one, which reaches all processes once. If Redis does not take it,
+the command says so.
 
 Exit status: 0 when all was published; 1 when a message cannot be published; 2 for wrong arguments; 3 when Redis did
 not take it in time.

@@ -21,6 +21,13 @@ _AUDIENCE = 8
 
 
 def judge_open(visit: Visit, connection: ClientConnection, say: Callable[[str], object]) -> list[Finding]:
+    """Return what is wrong with an open WebSocket; a note when idle ones were not looked at.
+
+    Args:
+        visit: what to look at.
+        connection: just opened; the caller ends it.
+        say: is told what is being done when that takes long.
+    """
     try:
         try:
             connection.receive(timeout=AT_ONCE)

@@ -18,16 +18,19 @@ _LOCAL = ("127.", "::1", "localhost")
 
 
 class Settings(NamedTuple):
-    """Those settings of gunicorn that WebSockets depend on; names and units are gunicorn's.
+    """Those settings of gunicorn that WebSockets depend on. Where nothing is said, names and units are gunicorn's.
 
     Attributes:
+        version: gunicorn's.
+        is_tls: whether it does TLS itself.
         binds: where it listens, such as ``127.0.0.1:8000`` or ``unix:/run/app.sock``.
-        trusts_all: whether ``forwarded_allow_ips`` is ``*``.
         proxy_protocol: ``off``, ``v1``, ``v2`` or ``auto``.
         http_protocols: such as ``["h1", "h2"]``.
         cleartext_http2: ``off``, ``prior-knowledge``, ``upgrade`` or ``both``.
+        app: the application, such as ``app:app``; empty when it is not known.
         as_module: whether it is started with ``python -m gunicorn``.
         shadowed: the names of the modules within the package of gunicorn.
+        url: the WebSocket that this is about; None when it is not known.
     """
 
     version: str = ""
@@ -79,7 +82,7 @@ def _judge_worker(settings: Settings) -> Iterator[Finding]:
     if settings.workers > 1:
         yield note(
             "workers", Hop.SERVER, f"There are {settings.workers} workers, and each client is connected to one.",
-            "See with doctor URL --broadcast MESSAGE that broadcasts reach the clients of all workers.")
+            "Run doctor URL --broadcast MESSAGE to see whether broadcasts reach the clients of all workers.")
     module = settings.app.partition(":")[0].partition(".")[0]
     if settings.as_module and module in settings.shadowed:
         yield fault(

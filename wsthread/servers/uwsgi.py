@@ -1,7 +1,7 @@
 """uWSGI, on a socket that speaks HTTP, behind its own HTTP router, or behind a proxy that speaks uwsgi.
 
-The server is in C, and what it shows is the number of a descriptor, by a module that exists only within it. What was
-read ahead is out of reach. It ends the interpreter when a worker ends, whatever the signal, so ``atexit`` is called; a
+The server is written in C. A module that exists only within it tells the number of the socket's descriptor. What was
+read ahead is out of reach. The interpreter is ended when a worker ends, whatever the signal, so ``atexit`` is called; a
 worker that takes longer than its *mercy* is killed.
 """
 

@@ -25,10 +25,12 @@ class Waitress(Server):
         return found if isinstance(found, socket.socket) else None
 
     def take_unread(self, environ: dict[str, Any]) -> bytes:
-        """Take the bytes from the parser that has got them, and the requests that it has made of them.
+        """Take the bytes from the parser that has got them, and drop the requests that it has made of them.
 
-        Those must not be served: a proxy believes that this connection speaks WebSocket now, and lets anything pass.
-        What they were made of is gone, but for the empty line in it. That is no frame, and ends the connection.
+        These requests must not be served: a proxy believes that this connection speaks WebSocket now, and lets anything
+        pass.
+        The bytes of such requests are gone, but for the empty line at their end. That is no frame, so it ends the
+        connection.
         """
         channel: Any = _channel(environ)
         lock = getattr(channel, "requests_lock", None)

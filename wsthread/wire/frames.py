@@ -63,6 +63,7 @@ SENDABLE_CLOSE_CODES = frozenset(CloseCode) - {
     CloseCode.NO_STATUS_RCVD, CloseCode.ABNORMAL_CLOSURE, CloseCode.TLS_HANDSHAKE,
 }
 MAX_CONTROL_PAYLOAD = 125
+MAX_REASON = MAX_CONTROL_PAYLOAD - 2  # Bytes of a close reason, behind the code (RFC 6455 5.5.1).
 FIN, RSV1, MASKED = 0x80, 0x40, 0x80
 RESERVED_BITS = 0x70
 
@@ -74,6 +75,11 @@ _LENGTH_16 = struct.Struct("!H")
 _LENGTH_64 = struct.Struct("!Q")
 # The headers of nearly all frames that a server sends, ready.
 _SHORT_HEADERS = {opcode: tuple(bytes((FIN | opcode, length)) for length in range(126)) for opcode in Opcode}
+
+
+def cut_reason(text: str) -> str:
+    """Return as much of a text as a close reason has room for."""
+    return text.encode()[:MAX_REASON].decode(errors="ignore")
 
 
 class Frame(NamedTuple):

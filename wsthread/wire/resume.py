@@ -85,8 +85,8 @@ def parse_seen(message: str | bytes) -> Mapping[str, int] | None:
     if seen is None:
         return None
     if not isinstance(seen, dict) or len(seen) > _MOST_PUBLISHERS:
-        raise ValueError("the first message is to be null or an object that is not too large")
+        raise ValueError("the first message is neither null nor an object of usual size")
     for number in seen.values():
         if type(number) is not int or not 0 <= number < _MOST:
-            raise ValueError("the first message is to have numbers that can be")
+            raise ValueError("the first message is an object with a number that no message can have")
     return seen

@@ -247,25 +247,27 @@ export class Socket extends EventTarget {
       this.#forget = () => {};
       return;
     }
-    const offline = () => {
-      // Browsers are wrong at times, so it is tried now and then all the same.
-      const event = { code: 1006, reason: "offline", wasClean: false };
+    const lose = (reason) => {
+      const event = { code: 1006, reason, wasClean: false };
       if (this.readyState < Socket.CLOSING) this.#lose(event, this.#options.lastDelay);
     };
-    const online = () => this.reconnect();
-    const visible = () => {
-      // Browsers slow down the timers of pages that nobody sees.
-      if (page.document.visibilityState === "visible" && this.readyState === Socket.CONNECTING && !this.#socket) {
-        this.reconnect();
-      }
+    const comeBack = () => {
+      if (this.readyState === Socket.CONNECTING && !this.#socket) this.reconnect();
     };
-    page.addEventListener("offline", offline);
-    page.addEventListener("online", online); // Neither the wait nor the old connection is worth anything now.
-    page.document.addEventListener("visibilitychange", visible);
+    const listeners = [
+      // Browsers are wrong at times, so it is tried now and then all the same.
+      [page, "offline", () => lose("offline")],
+      [page, "online", () => this.reconnect()], // Neither the wait nor the old connection is worth anything now.
+      // A browser may keep a page that was left, with its connection, and lose that when it shows the page again. Until
+      // then the server would take the page for one that is looked at.
+      [page, "pagehide", ({ persisted }) => persisted && lose("pagehide")],
+      [page, "pageshow", comeBack],
+      // Browsers slow down the timers of pages that nobody sees.
+      [page.document, "visibilitychange", () => page.document.visibilityState === "visible" && comeBack()],
+    ];
+    for (const [target, type, listener] of listeners) target.addEventListener(type, listener);
     this.#forget = () => {
-      page.removeEventListener("offline", offline);
-      page.removeEventListener("online", online);
-      page.document.removeEventListener("visibilitychange", visible);
+      for (const [target, type, listener] of listeners) target.removeEventListener(type, listener);
     };
   }
 }

@@ -67,4 +67,5 @@ $("compose").addEventListener("submit", (event) => {
   $("text").value = "";
 });
 
+addEventListener("pagehide", () => socket.close()); // Browsers keep pages, with their connections, for the Back button.
 connect();
