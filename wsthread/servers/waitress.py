@@ -28,9 +28,7 @@ class Waitress(Server):
         """Take the bytes from the parser that has got them, and drop the requests that it has made of them.
 
         These requests must not be served: a proxy believes that this connection speaks WebSocket now, and lets anything
-        pass.
-        The bytes of such requests are gone, but for the empty line at their end. That is no frame, so it ends the
-        connection.
+        pass. Their bytes are gone, but for the empty line at the end. That is no frame, so it ends the connection.
         """
         channel: Any = _channel(environ)
         lock = getattr(channel, "requests_lock", None)
