@@ -1,8 +1,9 @@
 """Compares wsthread with other WebSocket servers, side by side in one run: ``make bench``.
 
 In each round and scenario every server has its turn before the next scenario comes, each turn with a fresh process, so
-that a slower or faster minute of the machine meets all of them. The server has one CPU for itself, the load another
-one. A run during which others used one of the two CPUs is repeated, and the least disturbed attempt counts.
+that a slower or faster minute of the machine meets all of them. Server and load run where the system likes, as they do
+where people run them; with ``--pinned`` the server has one CPU for itself and the load another one. A run during which
+others used the CPUs is repeated, and the least disturbed attempt counts.
 
 What is measured is in scenarios.py, how the servers are started in launch.py. Results are below build/bench:
 results.json with every round, results.txt with the tables, ratios.svg and ratios.png, and the servers' logs.
@@ -45,8 +46,9 @@ def read_arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="how many (%(default)s)")
     add("--seconds", type=float, default=2, help="to measure in each run (%(default)s)")
     add("--warm-up", type=float, default=0.5, help="seconds before that (%(default)s)")
-    add("--server-cpu", type=int, default=cpus[0], help="where the server runs (%(default)s)")
-    add("--load-cpu", type=int, default=cpus[1 % len(cpus)], help="where the load runs (%(default)s)")
+    add("--pinned", action="store_true", help="give the server one CPU, and the load another one")
+    add("--server-cpu", type=int, default=cpus[0], help="where the server runs then (%(default)s)")
+    add("--load-cpu", type=int, default=cpus[1 % len(cpus)], help="where the load runs then (%(default)s)")
     add("--disturbed", type=float, default=0.1, help="share of a CPU that others may use (%(default)s)")
     add("--attempts", type=int, default=3, help="at most, while others use more (%(default)s)")
     add("--show", metavar="FILE", type=Path, help="measure nothing, show the results.json of an earlier run")
@@ -81,7 +83,10 @@ def main() -> int:
     limit = machine.raise_descriptor_limit()
     if limit < 4500:
         print(f"The limit of file descriptors is {limit}; servers fail at 1,000 connections (ulimit -Hn).")
-    if arguments.server_cpu == arguments.load_cpu:
+    if not arguments.pinned:
+        print("Server and load are not pinned to CPUs; --pinned gives each of them one.")
+        arguments.server_cpu = arguments.load_cpu = None
+    elif arguments.server_cpu == arguments.load_cpu:
         print("There is one CPU only, for both the server and the load: the figures tell little.")
     contestants, left_out = choose(arguments.servers)
     if not contestants:
@@ -151,7 +156,8 @@ def least_disturbed(
 
 def summary(saved: Saved) -> list[str]:
     """Return the lines that tell everything."""
-    return [*report.tables(_results(saved)), *saved["left_out"], *saved["machine"]]
+    where = "Pinned" if saved["options"]["pinned"] else "Not pinned"
+    return [*report.tables(_results(saved)), *saved["left_out"], f"{where} to CPUs.", *saved["machine"]]
 
 
 def draw(saved: Saved) -> None:

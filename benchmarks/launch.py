@@ -1,6 +1,6 @@
 """The servers that are compared: how each is started, and the running process.
 
-Each is started the way its users start it, pinned to a CPU, on a port of its own, with its limit of file descriptors
+Each is started the way its users start it, on a port of its own, with its limit of file descriptors
 raised. All of them serve ``/echo``, which sends back what comes, and ``/fanout``, which sends it to everyone who is
 there. What needs something that is not installed is left out, and the reason is told.
 """
@@ -103,6 +103,8 @@ CONTESTANTS = {one.name: one for one in (
     Contestant(
         "wsthread-pure", gthread(4, "wsthread_app:app"), lambda: need_modules("flask", "gunicorn"),
         env={"WSTHREAD_SPEEDUPS": "0"}),
+    Contestant(
+        "wsthread-2", [*gthread(4, "wsthread_app:app"), "--workers", "2"], need_speedups),
     Contestant("flask-sock", FLASK_SOCK, lambda: need_modules("flask_sock", "gunicorn"), threads=2),
     Contestant(
         "websockets-sync", _script("websockets_sync.py"), lambda: need_modules("websockets"), threads=3,

@@ -96,11 +96,11 @@ def cpu_clock(pids: Iterable[int]) -> float:
     return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)  # As clock_getcpuclockid(3) numbers them.
 
 
-def cpu_times(cpu: int) -> Times:
-    """Return the CPU time that was used on a CPU."""
+def cpu_times(cpu: int | None) -> Times:
+    """Return the CPU time that was used on a CPU; None: on all of them together."""
     for line in Path("/proc/stat").read_text().splitlines():
         name, *values = line.split()
-        if name == f"cpu{cpu}":
+        if name == ("cpu" if cpu is None else f"cpu{cpu}"):
             user, nice, system, _, _, _, _, stolen = map(int, values[:8])
             return Times((user + nice) / TICKS, system / TICKS, stolen / TICKS)
     raise LookupError(f"there is no CPU {cpu}")
@@ -122,20 +122,20 @@ def pinned(cpu: int | None) -> Iterator[None]:
 
 
 class Watch:
-    """Finds out how much of a CPU others use: those processes that are none of ours, and the hypervisor.
+    """Finds out how much of a CPU, or of all, others use: those processes that are none of ours, and the hypervisor.
 
     What the kernel does in soft interrupts, network traffic above all, is part of the processes' system time on some
     kernels and on others not. The user part is exact everywhere, so the system part is counted only as far as it
     exceeds what ours may have used.
     """
 
-    def __init__(self, cpu: int, pids: list[int]) -> None:
+    def __init__(self, cpu: int | None, pids: list[int]) -> None:
         self._cpu = cpu
         self._pids = pids
         self._before = self._now()
 
     def foreign(self, seconds: float) -> float:
-        """Return the others' share of the CPU since the construction, which was so many seconds ago."""
+        """Return the others' share, 1 for a whole CPU, since the construction, which was so many seconds ago."""
         used, ours = (
             Times(*(now - before for now, before in zip(*pair))) for pair in zip(self._now(), self._before))
         foreign = max(0.0, used.user - ours.user) + max(0.0, used.system - ours.system) + used.stolen

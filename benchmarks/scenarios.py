@@ -61,14 +61,14 @@ class Place(NamedTuple):
     """Where and how long to measure.
 
     Attributes:
-        server_cpu: where the server is pinned.
-        load_cpu: where the load is.
+        server_cpu: where the server is pinned; None for nowhere.
+        load_cpu: likewise where the load is.
         seconds: to measure.
         warm_up: seconds before.
     """
 
-    server_cpu: int
-    load_cpu: int
+    server_cpu: int | None
+    load_cpu: int | None
     seconds: float
     warm_up: float
 
@@ -99,10 +99,10 @@ def run(scenario: Scenario, server: Server, place: Place) -> Row:
 
 def _measure(row: Row, load: Load, server: Server, place: Place) -> None:
     begun = time.monotonic()
-    watches = [
-        machine.Watch(place.server_cpu, server.pids + [load.process.pid] * (place.server_cpu == place.load_cpu)),
-        machine.Watch(place.load_cpu, [load.process.pid] + server.pids * (place.server_cpu == place.load_cpu)),
-    ]
+    if place.server_cpu == place.load_cpu:  # They share one, or all.
+        watches = [machine.Watch(place.server_cpu, [load.process.pid, *server.pids])]
+    else:
+        watches = [machine.Watch(place.server_cpu, server.pids), machine.Watch(place.load_cpu, [load.process.pid])]
     result = load.event()
     seconds = time.monotonic() - begun
     row["foreign"] = round(max(watch.foreign(seconds) for watch in watches), 3)

@@ -137,7 +137,8 @@ def test_tables(tmp_path: Path) -> None:
     ]
     results = tmp_path / "results.json"
     results.write_text(json.dumps({
-        "options": {"disturbed": 0.1}, "machine": ["a machine"], "left_out": ["go-gorilla is left out"], "rows": rows}))
+        "options": {"disturbed": 0.1, "pinned": False}, "machine": ["a machine"],
+        "left_out": ["go-gorilla is left out"], "rows": rows}))
     output = subprocess.run(
         [sys.executable, BENCHMARKS / "compare.py", "--show", results], stdout=subprocess.PIPE, text=True, check=True,
         timeout=60).stdout.splitlines()
@@ -148,4 +149,4 @@ def test_tables(tmp_path: Path) -> None:
     assert ["32 B, 10", "0", "0", "9"] in cells
     assert ["32 B, 100", "-", "-", "failed"] in cells
     assert "- flask-sock, echo-100: nothing came" in output
-    assert output[-2:] == ["go-gorilla is left out", "a machine"]
+    assert output[-3:] == ["go-gorilla is left out", "Not pinned to CPUs.", "a machine"]
