@@ -130,7 +130,7 @@ IN_NGINX: list[tuple[str, int, dict[str, str], str]] = [
     ("upgrade-lost", 426, {UPGRADE: ""}, "proxy_set_header Upgrade $http_upgrade"),
     ("connection-lost", 426, {CONNECTION: 'proxy_set_header Connection "";'}, "Connection: Upgrade"),
     ("http-1.0", 400, {"proxy_http_version 1.1;": ""}, "proxy_http_version 1.1"),
-    ("port-dropped", 403, {HOST: "proxy_set_header Host $host;"}, "proxy_set_header Host $http_host"),
+    ("port-dropped", 403, {HOST: "proxy_set_header Host $host;"}, "proxy_set_header Host $host:$server_port"),
     ("host-changed", 403, {HOST: "proxy_set_header Host backend.internal;"}, "backend.internal"),
     ("proxy-auth", 401, {HOST: f'{HOST} auth_basic "x"; auth_basic_user_file /dev/null;'}, "401 Authorization"),
     ("proxy-path", 404, {"location / {": "location /elsewhere {"}, "404 Not Found"),

@@ -226,12 +226,13 @@ def test_any_text(text: str, host: str) -> None:
 
 # What a refusal says
 
-NGINX = r"nginx: proxy_set_header Host \$http_host;"
+NGINX = r"nginx: proxy_set_header Host \$host;"
+WITH_PORT = r"nginx: proxy_set_header Host \$host:\$server_port;"
 ADVICE: list[tuple[str, str, Origins, str | None, str]] = [
     # nginx: proxy_set_header Host $host.
-    ("http://example.com:8080", "example.com", None, None, f"Host lacks the port.*{NGINX}.*instead of .host"),
-    ("https://example.com:8443", "example.com", "same-origin", None, f"Host lacks the port.*{NGINX}"),
-    ("http://[::1]:8080", "[::1]", ["same-origin", BELOW], None, f"Host lacks the port.*{NGINX}"),
+    ("http://example.com:8080", "example.com", None, None, f"Host lacks the port.*{WITH_PORT}.*instead of .host"),
+    ("https://example.com:8443", "example.com", "same-origin", None, f"Host lacks the port.*{WITH_PORT}"),
+    ("http://[::1]:8080", "[::1]", ["same-origin", BELOW], None, f"Host lacks the port.*{WITH_PORT}"),
     # A development server with changeOrigin.
     ("http://localhost:5173", "127.0.0.1:5000", None, None, 'changeOrigin to false, or say origins="http://localhost:'),
     ("http://app.localhost:3000", "localhost:5000", None, None, "changeOrigin"),

@@ -133,18 +133,18 @@ def advice(origin: str, host: str, origins: Origins, forwarded_host: str | None 
     if forwarded_host and is_same_origin(origin, forwarded_host.split(",")[0].strip(" \t")):
         return (
             "A proxy put the page's host into X-Forwarded-Host: apply ProxyFix(x_host=1), or let the proxy pass Host "
-            "on (nginx: proxy_set_header Host $http_host; Apache: ProxyPreserveHost On).")
+            "on (nginx: proxy_set_header Host $host; Apache: ProxyPreserveHost On).")
     if page is None or ours is None or page.scheme not in DEFAULT_PORTS:
         return ""
     if page.host == ours.host and ours.port is None:
         return (
-            "Host lacks the port. If a proxy drops it, let it pass Host on (nginx: proxy_set_header Host $http_host; "
-            "instead of $host).")
+            "Host lacks the port. If a proxy drops it, let it pass the port on (nginx: proxy_set_header Host "
+            "$host:$server_port; instead of $host).")
     if _is_local(page.host) and _is_local(ours.host):
         return (
             "If a development server passes this on (Vite, webpack, Create React App), set its changeOrigin to false, "
             f'or say origins="{page.scheme}://{page.host[:64]}:*".')
-    return "If a proxy changed Host, let it pass it on (nginx: proxy_set_header Host $http_host;) or apply ProxyFix."
+    return "If a proxy changed Host, let it pass it on (nginx: proxy_set_header Host $host;) or apply ProxyFix."
 
 
 def _has_same_origin(origins: Origins) -> bool:
