@@ -111,7 +111,7 @@ def deploy(app: str, directory: Path, *options: str, env: dict[str, str]) -> Ite
     """
     configure(directory)
     options = (
-        "--workers", f"{WORKERS}", "--threads", "4", "--graceful-timeout", "5", "--config", f"{directory}/conf.py",
+        "--workers", f"{WORKERS}", "--threads", "4", "--graceful-timeout", "20", "--config", f"{directory}/conf.py",
         "--pid", f"{directory}/pid", *options)
     with serve("gthread", app, *options, env={"TMPDIR": str(directory), **env}) as server:
         deployment = Deployment(server, directory)

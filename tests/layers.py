@@ -16,12 +16,13 @@ MODULES = sorted(FILES)
 #: The floors, the lowest first. A module imports from lower floors only, not from its own.
 FLOORS: list[tuple[str, ...]] = [
     ("platform", "exceptions", "clock", "locks", "logs", "client_address", "outbox", "speedups", "client_socket",
-     "callbacks", "history", "pacing", "wire", "servers.server", "bus", "bus.parcels"),
+     "callbacks", "history", "pacing", "wire", "servers.server", "bus", "bus.parcels", "bus.siblings"),
     ("stats", "registry", "errands", "bus.backplane", "bus.publishing", "bus.fields", "bus.redis_url", "wire.frames",
      "wire.deflate", "wire.origins", "transport", "housekeeper", "servers.gunicorn", "servers.werkzeug",
      "servers.uwsgi", "servers.waitress", "servers.wsgiref", "servers.cheroot", "servers.in_process",
      "servers.refused"),
-    ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory", "bus.reading", "bus.redis_store"),
+    ("wire.messages", "wire.handshake", "servers", "tls", "bus.directory",
+     "bus.peers", "bus.reading", "bus.redis_store"),
     ("wire.client_handshake", "wire.resume", "options", "snapshot", "bus.mesh", "bus.redis"),
     ("wire.protocol", "inbox", "deadlines", "overflow", "detach", "lifecycle", "bus.local"),
     ("ending", "client", "entries"),
@@ -63,6 +64,7 @@ WITHOUT_NAMESAKE = {
     "wire": "it is empty",
     "bus": "it is empty",
     "bus.backplane": "it is a contract; the tests of the backplanes hold them to it",
+    "bus.mesh": "it is what bus.local does, and tested as that",
     "servers.server": "its defaults are tested as those of the servers that have them",
 }
 

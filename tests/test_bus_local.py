@@ -190,6 +190,25 @@ def test_the_one_that_is_asked_dies_and_the_next_one_answers(start: Start) -> No
     assert third.stats()["restored"] == second.stats()["counts"]
 
 
+def test_who_ends_waits_for_one_that_was_just_started(start: Start) -> None:
+    """As at a reload: all end, and the new ones are not there yet."""
+    first, second = start(), start()
+    for one in (first, second):
+        one.ask("close")
+        one.ask("start history")
+    first.ask("publish 5 1")
+    wait_until(lambda: received(second) == 5)
+    third = start(wait=False)
+    second.tell("close")
+    first.ask("close")
+    publisher = first.started["publisher"]  # type: ignore[attr-defined]
+    third.hear()
+    third.ask("close")
+    third.ask("start history")
+    assert third.stats()["restored"] == {publisher: 5}
+    second.hear()
+
+
 def test_nobody_remembers_anything(start: Start) -> None:
     alone = start()
     alone.ask("close")

@@ -22,6 +22,8 @@ from .directory import open_directory
 from .mesh import Mesh
 from .parcels import MOST_PAYLOAD
 
+_SUCCESSION = 5.0  # Seconds to wait for a process that follows, if the server leaves three times as much.
+
 _lock = threading.Lock()  # Guards the next two.
 _meshes: dict[str, Mesh] = {}  # By their directories; usually one.
 _users: Counter[Mesh] = Counter()  # How many managers have each; also those that are about to start.
@@ -48,6 +50,7 @@ class LocalBackplane(Backplane):
         self._mesh: Mesh | None = None
         self._since = time.time()
         self._is_healthy = True
+        self._remembers = False
         self.listener: Listener
         self.number = 0
         self.received = 0
@@ -71,7 +74,8 @@ class LocalBackplane(Backplane):
                 mesh = _meshes[str(directory)] = Mesh(directory)
             _users[mesh] += 1
             self._mesh, self._directory = mesh, str(directory)
-        if not mesh.start(name, self, recalls=history > 0):
+        self._remembers = history > 0
+        if not mesh.start(name, self, recalls=self._remembers):
             tell_aside(
                 logging.WARNING, "the manager %r has waited for other processes that do not answer; what they send may "
                 "have been missed", name)
@@ -107,6 +111,8 @@ class LocalBackplane(Backplane):
         mesh, self._mesh = self._mesh, None
         if mesh is None:
             return
+        if self._remembers:
+            mesh.wait_for_follower(self._name, servers.time_to_stop(3 * _SUCCESSION) / 3)
         mesh.end(self._name, self, timeout)
         with taking(_lock):
             _users[mesh] -= 1

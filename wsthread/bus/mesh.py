@@ -4,6 +4,10 @@ A process sends only on connections that it has opened. Who gets the first parce
 connection back and says ``HELLO`` there; so two that start at the same time need no rule who goes first. A connection
 that ends is the end of a process: nothing else is needed to notice that.
 
+Each remembers what the others do, if anything, so what is remembered is lost when all end at once, as at a reload: the
+old workers may be gone before the new ones listen. So the youngest of those that end waits a moment for a younger one,
+if the server has started one, and tells it.
+
 One thread per process accepts, reads, and calls the listeners. It waits for no process: what one does not take waits in
 a bounded queue, and beyond that is left out and counted; the count is sent before the next entry. Any thread publishes.
 """
@@ -16,7 +20,7 @@ import selectors
 import socket
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,13 +30,15 @@ from ..locks import taking
 from ..logs import tell_aside
 from .backplane import Entry, Gap, Listener
 from .directory import check_user, connect, listen, others
-from .parcels import Kind, Parcel, Unpacker, Unreadable, pack
+from .parcels import Kind, Parcel, Unreadable, pack
+from .peers import Inflow, Peer
+from .siblings import younger_siblings
 
-_QUEUE = 16 << 20  # Bytes that may wait for one process.
 _READ = 1 << 18
 _MEETING = 1.0  # Seconds to wait for the others at the start.
 _RETRY = 1.0  # Seconds until a process is tried again that took no connection.
 _STEP = 0.005
+_LOOK = 0.05  # Seconds between two looks for a process that follows.
 _PAUSE = 0.05  # Seconds after an error that may come at once again.
 _REMEMBERED = 1000  # Publishers that have ended, or whose connection has.
 _REASON = "it took nothing until too much waited for it"
@@ -54,66 +60,6 @@ class Line(Protocol):
     number: int
     received: int
     gaps: int
-
-
-class _Peer:
-    """A connection to another process. The mesh's lock guards it."""
-
-    def __init__(self, path: Path, sock: socket.socket) -> None:
-        self.path = path
-        self.socket = sock
-        self.queue: deque[memoryview] = deque()
-        self.size = 0
-        self.left_out: Counter[tuple[str, str]] = Counter()  # By name and publisher; not empty as long as it is full.
-        self.is_broken = False
-        self.is_watched = False  # Whether the thread waits for it to take more; the thread owns it.
-
-    def put(self, data: bytes, name: str, publisher: str) -> bool:
-        """Send an entry, or let it wait, or leave it out; return whether the thread has to go on with it."""
-        if self.left_out or (self.size and self.size + len(data) > _QUEUE):
-            self.left_out[name, publisher] += 1
-            return False
-        return self.put_anyway(data)
-
-    def put_anyway(self, data: bytes) -> bool:
-        """The same for what is never left out."""
-        self.queue.append(memoryview(data))
-        self.size += len(data)
-        if len(self.queue) == 1:
-            self.flush()
-        return bool(self.queue)
-
-    def flush(self) -> None:
-        """Send what the kernel takes now."""
-        try:
-            while self.queue:
-                data = self.queue[0]
-                sent = self.socket.send(data)
-                self.size -= sent
-                if sent < len(data):
-                    self.queue[0] = data[sent:]
-                    break
-                self.queue.popleft()
-        except BlockingIOError:
-            pass
-        except OSError:  # The thread will see that it has ended.
-            self.is_broken = True
-            self.queue.clear()
-            self.size = 0
-        if self.left_out and self.size <= _QUEUE // 2:
-            left_out, self.left_out = self.left_out, Counter()
-            for (name, publisher), missing in left_out.items():
-                self.put_anyway(pack(Kind.GAP, {"name": name, "publisher": publisher, "missing": missing}))
-
-
-class _Inflow:
-    """A connection that another process has opened. The mesh's thread owns it."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.unpacker = Unpacker()
-        self.id = ""
-        self.publishers: dict[str, str] = {}  # By the names of managers.
 
 
 class _Question(NamedTuple):
@@ -141,11 +87,11 @@ class Mesh:
 
     def __init__(self, directory: Path) -> None:
         self._lock = threading.Lock()  # Guards peers, their queues, and the numbers of lines.
-        self._peers: dict[str, _Peer] = {}  # By id, which is the name of its socket.
+        self._peers: dict[str, Peer] = {}  # By id, which is the name of its socket.
         # The thread owns all below, but for the commands.
         self._lines: dict[str, Line] = {}
-        self._accepted: set[_Inflow] = set()
-        self._inflows: dict[str, _Inflow] = {}  # Those that have said who they are, by id.
+        self._accepted: set[Inflow] = set()
+        self._inflows: dict[str, Inflow] = {}  # Those that have said who they are, by id.
         self._last: OrderedDict[str, int] = OrderedDict()  # The last number of each publisher.
         self._to_try: set[Path] = set()
         self._questions: dict[str, _Question] = {}  # By the names of managers that wait for what others remember.
@@ -214,6 +160,21 @@ class Mesh:
         if is_left:
             self._wake()
         return number
+
+    def wait_for_follower(self, name: str, timeout: float) -> None:
+        """Wait until a process that the server has just started has got what this one remembers.
+
+        Args:
+            name: the manager's.
+            timeout: seconds.
+        """
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            answers: list[bool] = []
+            self._command(lambda: answers.append(self._awaits_follower(name)))
+            if answers != [True]:
+                break
+            time.sleep(_LOOK)
 
     def end(self, name: str, line: Line, timeout: float) -> None:
         """Stop listening for a manager, when the others have what it has published.
@@ -329,7 +290,7 @@ class Mesh:
                 events = selectors.EVENT_READ | (selectors.EVENT_WRITE if waits else 0)
                 self._selector.modify(peer.socket, events, self._attend(peer))
 
-    def _attend(self, peer: _Peer) -> Callable[[], None]:
+    def _attend(self, peer: Peer) -> Callable[[], None]:
         def attend() -> None:
             with taking(self._lock):
                 peer.flush()
@@ -342,7 +303,7 @@ class Mesh:
                     peer.is_broken = True
         return attend
 
-    def _drop(self, peer: _Peer) -> None:
+    def _drop(self, peer: Peer) -> None:
         """Forget a connection that has ended; if the process lives, there will be another one."""
         id = peer.path.name
         with taking(self._lock):
@@ -375,6 +336,17 @@ class Mesh:
             del self._lines[name]
             self._say(Kind.END, name, line)
 
+    def _awaits_follower(self, name: str) -> bool:
+        """Tell whether there is a younger process that may need what this one remembers, and none that has it."""
+        own = _began(self._path)
+        younger = [
+            inflow for id, inflow in self._inflows.items()
+            if name in inflow.publishers and own < _began(self._path.parent / id) < math.inf]
+        if any(inflow.met_at + _MEETING < time.monotonic() for inflow in younger):  # It has asked meanwhile.
+            return False
+        known = {int(id.partition("-")[0]) for id in self._inflows}
+        return bool(younger) or not younger_siblings() <= known
+
     def _recall(self, name: str, answered: threading.Event) -> None:
         """Ask the process that has been there for longest what it remembers."""
         with taking(self._lock):
@@ -389,7 +361,7 @@ class Mesh:
             self._questions[name] = _Question(peer.path.name, answered)
             peer.put_anyway(pack(Kind.RECALL, {"name": name}))
 
-    def _tell_memory(self, inflow: _Inflow, name: str) -> None:
+    def _tell_memory(self, inflow: Inflow, name: str) -> None:
         """Tell another process what a manager here remembers."""
         line = self._lines.get(name)
         data = pack(Kind.MEMORY, {"name": name}, b"" if line is None else line.listener.recall())
@@ -434,7 +406,7 @@ class Mesh:
         self._refused.discard(path)
         if sock is None:
             return
-        peer = _Peer(path, sock)
+        peer = Peer(path, sock)
         self._watch(sock, self._attend(peer))
         with taking(self._lock):
             names = {name: [line.publisher, line.number] for name, line in self._lines.items()}
@@ -457,14 +429,14 @@ class Mesh:
         try:
             sock.setblocking(False)
             check_user(sock)
-            inflow = _Inflow(sock)
+            inflow = Inflow(sock)
             self._accepted.add(inflow)
             self._watch(sock, lambda: self._read(inflow))
         except BaseException:
             sock.close()
             raise
 
-    def _read(self, inflow: _Inflow) -> None:
+    def _read(self, inflow: Inflow) -> None:
         try:
             data = inflow.socket.recv(_READ)
         except BlockingIOError:
@@ -481,7 +453,7 @@ class Mesh:
             tell_aside(logging.WARNING, "cannot read what the process %r sends: %s", inflow.id, error)
             self._end_inflow(inflow)
 
-    def _end_inflow(self, inflow: _Inflow) -> None:
+    def _end_inflow(self, inflow: Inflow) -> None:
         self._selector.unregister(inflow.socket)
         inflow.socket.close()
         self._accepted.discard(inflow)
@@ -490,11 +462,12 @@ class Mesh:
             for name, publisher in inflow.publishers.items():
                 self._note_gone(name, publisher)
 
-    def _take(self, inflow: _Inflow, parcel: Parcel) -> None:
+    def _take(self, inflow: Inflow, parcel: Parcel) -> None:
         header = parcel.header
         match parcel.kind:
             case Kind.HELLO:
                 inflow.id = Path(header["id"]).name
+                inflow.met_at = time.monotonic()
                 self._inflows[inflow.id] = inflow
                 for name, (publisher, number) in header["names"].items():
                     self._meet(inflow, name, publisher, number)
@@ -520,7 +493,7 @@ class Mesh:
                 self._last[header["publisher"]] = self._last.get(header["publisher"], 0) + header["missing"]
                 self._note_gap(header["name"], header["publisher"], header["missing"], _REASON)
 
-    def _meet(self, inflow: _Inflow, name: str, publisher: str, number: int) -> None:
+    def _meet(self, inflow: Inflow, name: str, publisher: str, number: int) -> None:
         """Note that from now on the entries of a publisher come, from the one behind this number on."""
         before = self._last.get(publisher)
         inflow.publishers[name] = publisher

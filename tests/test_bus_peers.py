@@ -1,4 +1,4 @@
-"""The mesh's queues, without processes; with them: test_bus_local.py."""
+"""The queues for other processes, without these; with them: test_bus_local.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsthread.bus import mesh
+from wsthread.bus import peers
 from wsthread.bus.parcels import Kind, Unpacker, pack
 
 
@@ -22,11 +22,11 @@ def read(sock: socket.socket) -> bytes:
 
 
 def test_what_is_left_out_is_told_before_the_next_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh, "_QUEUE", 1 << 20)
+    monkeypatch.setattr(peers, "QUEUE", 1 << 20)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        peer = mesh._Peer(Path("1-a"), ours)
+        peer = peers.Peer(Path("1-a"), ours)
         entry = pack(Kind.ENTRY, {"name": "chat", "publisher": "p"}, bytes(100_000))
         for _ in range(100):
             peer.put(entry, "chat", "p")
@@ -44,11 +44,11 @@ def test_what_is_left_out_is_told_before_the_next_entry(monkeypatch: pytest.Monk
 
 
 def test_a_large_entry_passes_an_empty_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh, "_QUEUE", 1000)
+    monkeypatch.setattr(peers, "QUEUE", 1000)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        peer = mesh._Peer(Path("1-a"), ours)
+        peer = peers.Peer(Path("1-a"), ours)
         assert peer.put(bytes(5_000_000), "chat", "p") and not peer.left_out
         assert not peer.put(b"x", "chat", "p") and peer.left_out.total() == 1
 
@@ -58,5 +58,5 @@ def test_a_broken_connection_holds_nothing() -> None:
     with ours:
         ours.setblocking(False)
         theirs.close()
-        peer = mesh._Peer(Path("1-a"), ours)
+        peer = peers.Peer(Path("1-a"), ours)
         assert not peer.put(b"x", "chat", "p") and peer.is_broken and peer.size == 0
