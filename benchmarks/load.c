@@ -7,6 +7,8 @@
        echo      each of -c connections keeps -f messages of -s bytes in flight; what comes back is compared
        fanout    of -c subscribers the first one publishes; the next message follows when everyone has the last one.
                  --stuck more subscribers never read
+       rate      -r messages per second, on which -c connections take turns, go out when they are due, whether or not
+                 answers came. Those that are due while it measures count, if they are answered at most a second later
        connect   -c connections at a time: opening handshake, closing handshake, and again
        hold      -c connections are opened, and nothing more
 
@@ -21,7 +23,8 @@
    number. So each byte that should come is known without being kept, and a message that is cut, changed, repeated,
    left out, or sent to the wrong connection is an error, as is every frame that RFC 6455 forbids. Pings are answered.
 
-   Latency is counted from the moment when the message was ready to be sent until its last byte was read. */
+   Latency is counted from the moment when the message was ready to be sent, which in rate is when it was due, until its
+   last byte was read. What the kernel does not take is kept until it does: nothing blocks. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -39,12 +42,13 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { STAMP = 12, SHIFTS = 512, BUFFER = 1 << 18, ENOUGH = 16 << 20, PER_SOURCE = 20000, SECOND = 1000000000 };
 enum { CONTINUATION, TEXT, BINARY, CLOSE = 8, PING, PONG };
-enum mode { ECHO, FANOUT, CONNECT, HOLD };
+enum mode { ECHO, FANOUT, RATE, CONNECT, HOLD };
 enum phase { UNUSED, CONNECTING, HANDSHAKE, OPEN, ENDED };
 
 struct connection {
@@ -66,7 +70,7 @@ struct connection {
 
 /* The options. */
 static enum mode mode;
-static int port = 8000, wanted = 1, in_flight = 1, stuck, opening_at_once = 64, patience = 60;
+static int port = 8000, wanted = 1, in_flight = 1, stuck, rate = 1000, opening_at_once = 64, patience = 60;
 static int processes[64], process_count;
 static size_t size = 32;
 static double seconds = 2, warm_up = 0.5;
@@ -83,6 +87,9 @@ static bool measuring, running, closes_expected;
 static uint64_t published, published_at;        /* In fanout: how many messages, and when the last one. */
 static uint64_t last_message = UINT64_MAX;      /* How many are to be published. */
 static int missing;                             /* Who does not have the last one yet. */
+static uint64_t turns, turns_since;             /* In rate: how many messages were due, and since when. */
+static uint64_t first_turn;                     /* The first one that counts. */
+static int timer;                               /* It wakes epoll when the next one is due. */
 
 /* What came of it. */
 static uint64_t messages, errors, cycles_unclean, last_delivery, longest_silence, last_close, first_close;
@@ -306,6 +313,26 @@ static void add_echo(struct connection *c)
     add_message(c, c->id, c->sent++);
 }
 
+static uint64_t due_at(uint64_t turn)
+{
+    return turns_since + turn * SECOND / rate;
+}
+
+/* In rate: send what is due before `until`, and let the timer end the waiting when the next one is due. */
+static void send_due(uint64_t until)
+{
+    for (; due_at(turns) < until; turns++) {
+        struct connection *c = &connections[turns % count];
+        if (c->phase != OPEN)
+            continue;
+        add_message(c, c->id, c->sent++);
+        flush(c);
+    }
+    const uint64_t next = due_at(turns);
+    const struct itimerspec once = {.it_value = {.tv_sec = next / SECOND, .tv_nsec = next % SECOND}};
+    timerfd_settime(timer, TFD_TIMER_ABSTIME, &once, NULL);
+}
+
 static void add_close(struct connection *c, int code)
 {
     const uint8_t payload[2] = {code >> 8, code};
@@ -349,15 +376,15 @@ static bool take_message(struct connection *c)
         fail(c, "a message is too short");
         return false;
     }
-    c->received++;
+    const uint64_t number = c->received++, turn = number * count + c->id;
     if (mode == FANOUT || mode == HOLD)
         return take_delivery(c);
-    if (measuring) {
+    if (measuring && (mode != RATE || turn >= first_turn)) {
         messages++;
         c->in_window++;
-        note_latency(now - c->sent_at[(c->received - 1) % in_flight]);
+        note_latency(now - (mode == RATE ? due_at(turn) : c->sent_at[number % in_flight]));
     }
-    if (running)
+    if (mode == ECHO && running)
         add_echo(c);
     return true;
 }
@@ -609,7 +636,7 @@ static void poll_events(int milliseconds)
     const int ready = epoll_wait(epoll, events, 256, milliseconds);
     for (int i = 0; i < ready; i++) {
         struct connection *c = events[i].data.ptr;
-        if (c == NULL)  /* Standard input. */
+        if (c == NULL)  /* Standard input, or the timer. */
             continue;
         if (c->phase == CONNECTING)
             on_connected(c);
@@ -672,7 +699,11 @@ static void run_until(uint64_t until)
             renew();
         if (mode == FANOUT && running && missing <= 0 && published < last_message)
             publish();
+        if (mode == RATE && now < until)
+            send_due(now);
     }
+    if (mode == RATE)
+        send_due(until);
 }
 
 /* Publish until each subscriber has got something: some servers know a subscriber only some time after the 101. */
@@ -721,6 +752,9 @@ static void print_result(double elapsed, double server, double own)
     else
         printf(", \"connections\": %d, \"starved\": %d, \"bytes_per_s\": %.0f", wanted, starved,
                (double)messages * size / elapsed);
+    if (mode == RATE)
+        printf(", \"due\": %" PRIu64 ", \"answered\": %.6f", turns - first_turn,
+               turns > first_turn ? (double)messages / (turns - first_turn) : 0);
     if (mode == FANOUT)
         printf(", \"published\": %" PRIu64 ", \"longest_silence_ms\": %.1f, \"stuck\": %d, \"stuck_ended\": %d",
                published, longest_silence / 1e6, stuck, stuck_ended);
@@ -737,10 +771,21 @@ static void fill_stuck(void)
         run_until(now + SECOND / 50);
 }
 
+/* epoll counts in milliseconds, which is too coarse for a schedule: the timer wakes it. */
+static void start_schedule(void)
+{
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+    epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event);
+    turns_since = clock_now();
+}
+
 static void start_traffic(void)
 {
     if (mode == FANOUT)
         sync_subscribers();
+    if (mode == RATE)
+        start_schedule();
     running = true;
     now = clock_now();
     for (int i = 0; i < count && mode == ECHO; i++)
@@ -754,6 +799,14 @@ static void start_traffic(void)
         fill_stuck();
 }
 
+/* In rate: answers that are late count as late, and only those that do not come in this second as missing. */
+static void await_answers(void)
+{
+    const uint64_t until = now + SECOND;
+    while (messages < turns - first_turn && now < until)
+        poll_events(10);
+}
+
 static void measure(double opened_in)
 {
     start_traffic();
@@ -763,12 +816,19 @@ static void measure(double opened_in)
     const double server = server_cpu(), own = own_cpu();
     const uint64_t since = last_delivery = now = clock_now();
     cycles_unclean = longest_silence = 0;
+    if (mode == RATE)
+        send_due(since);
+    first_turn = turns;
     measuring = true;
     run_until(since + (uint64_t)(seconds * SECOND));
-    measuring = running = false;
+    const double elapsed = (now - since) / 1e9, server_used = server_cpu() - server, own_used = own_cpu() - own;
+    running = false;
     if (mode == FANOUT && missing > 0 && now - last_delivery > longest_silence)
         longest_silence = now - last_delivery;
-    print_result((now - since) / 1e9, server_cpu() - server, own_cpu() - own);
+    if (mode == RATE)
+        await_answers();
+    measuring = false;
+    print_result(elapsed, server_used, own_used);
 }
 
 
@@ -870,10 +930,11 @@ static void obey(void)
 static void usage(void)
 {
     fprintf(stderr,
-            "usage: load echo|fanout|connect|hold [options]\n"
+            "usage: load echo|fanout|rate|connect|hold [options]\n"
             "  --port N       of the server on 127.0.0.1 (8000)   --path PATH     (/echo)\n"
             "  -c N           connections (1)                     -s BYTES        size of a message, %d or more (32)\n"
             "  -f N           echo: in flight per connection (1)  -b              binary messages\n"
+            "  -r N           rate: messages per second in all (1000)\n"
             "  -d SECONDS     to measure (2)                      -w SECONDS      to warm up before (0.5)\n"
             "  -n N           fanout: stop after so many messages\n"
             "  --stuck N      fanout: subscribers that never read\n"
@@ -885,8 +946,8 @@ static void usage(void)
 
 static enum mode mode_named(const char *name)
 {
-    static const char *names[] = {"echo", "fanout", "connect", "hold"};
-    for (int i = 0; i < 4; i++)
+    static const char *names[] = {"echo", "fanout", "rate", "connect", "hold"};
+    for (int i = 0; i < 5; i++)
         if (!strcmp(name, names[i]))
             return i;
     usage();
@@ -902,13 +963,14 @@ static void read_options(int argc, char **argv)
         usage();
     mode = mode_named(argv[1]);
     int option;
-    while ((option = getopt_long(argc - 1, argv + 1, "c:s:f:d:w:n:b", long_options, NULL)) != -1)
+    while ((option = getopt_long(argc - 1, argv + 1, "c:s:f:r:d:w:n:b", long_options, NULL)) != -1)
         switch (option) {
         case 'P': port = atoi(optarg); break;
         case 'p': path = optarg; break;
         case 'c': wanted = atoi(optarg); break;
         case 's': size = strtoul(optarg, NULL, 10); break;
         case 'f': in_flight = atoi(optarg); break;
+        case 'r': rate = atoi(optarg); break;
         case 'b': data_opcode = BINARY; break;
         case 'd': seconds = atof(optarg); break;
         case 'w': warm_up = atof(optarg); break;
@@ -922,7 +984,7 @@ static void read_options(int argc, char **argv)
             break;
         default: usage();
         }
-    if (wanted < 1 || in_flight < 1 || stuck < 0 || opening_at_once < 1 || seconds <= 0)
+    if (wanted < 1 || in_flight < 1 || rate < 1 || stuck < 0 || opening_at_once < 1 || seconds <= 0)
         usage();
     if (size < STAMP || size > 1 << 30)
         usage();

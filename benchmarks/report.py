@@ -18,7 +18,7 @@ from scenarios import SCENARIOS, Row, Scenario
 BASE = "c-threads"  # What the others are compared with.
 NONE = "-"
 GROWTH = 8  # MiB in a few seconds, for one reader that is stuck: there is no bound, or a high one.
-SEPARATE = ("stuck", "idle")  # Scenarios with tables of their own.
+SEPARATE = ("stuck", "idle", "rate-100", "rate-1000")  # Scenarios with tables of their own.
 
 
 class Results:
@@ -102,7 +102,8 @@ def tables(results: Results) -> list[str]:
     lines: list[str] = []
     if speed:
         lines += _by_scenario(
-            results, speed, "Messages, deliveries or cycles per second", lambda *where: _rate(results, *where))
+            results, speed, "Messages, deliveries or cycles per second",
+            lambda *where: _marked(results, *where, "rate", figure))
         if BASE in results.servers:
             lines += _by_scenario(
                 results, speed, f"The same as a share of {BASE}", lambda *where: figure(ratio(results, *where)))
@@ -112,6 +113,9 @@ def tables(results: Results) -> list[str]:
         lines += _by_scenario(
             results, speed, "Latency, median / 99 %, in milliseconds", lambda *where: _latency(results, *where))
         lines += _starved(results, speed)
+    for one in results.scenarios:
+        if one.mode == "rate":
+            lines += _open_loop(results, one)
     if any(one.name == "stuck" for one in results.scenarios):
         lines += _stuck(results)
     if any(one.name == "idle" for one in results.scenarios):
@@ -135,13 +139,13 @@ def _by_scenario(results: Results, scenarios: list[Scenario], title: str, cell: 
     return [f"{title}:", "", *grid(rows), ""]
 
 
-def _rate(results: Results, server: str, scenario: Scenario) -> str:
+def _marked(results: Results, server: str, scenario: Scenario, key: str, show: Callable[[float], str]) -> str:
     rounds = results.of(server, scenario)
-    rate = results.median(server, scenario, "rate")
-    if rate is None:
+    value = results.median(server, scenario, key)
+    if value is None:
         return "failed" if rounds else NONE
     disturbed = results.used(server, scenario)[1]
-    return figure(rate) + ("?" if disturbed else "") + ("!" if any(not row["ok"] for row in rounds) else "")
+    return show(value) + ("?" if disturbed else "") + ("!" if any(not row["ok"] for row in rounds) else "")
 
 
 def _latency(results: Results, server: str, scenario: Scenario) -> str:
@@ -160,6 +164,18 @@ def _starved(results: Results, scenarios: list[Scenario]) -> list[str]:
     if not shown:
         return ["Nobody starved: in every round each connection got messages.", ""]
     return _by_scenario(results, shown, "Starved: connections that got no message, in the worst round", worst)
+
+
+def _open_loop(results: Results, scenario: Scenario) -> list[str]:
+    rows = [["Server", "answered", "p50 / p99 ms"]]
+    for server in results.servers:
+        rows.append([
+            server, _marked(results, server, scenario, "answered", _percent), _latency(results, server, scenario)])
+    return [f"Open loop, {scenario.title}:", "", *grid(rows), ""]
+
+
+def _percent(share: float) -> str:
+    return f"{math.floor(share * 1000) / 10:.1f}%"  # Rounded down: what is not all is not 100 %.
 
 
 def _stuck(results: Results) -> list[str]:

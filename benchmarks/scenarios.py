@@ -40,6 +40,10 @@ def _fanout(name: str, title: str, arguments: str) -> Scenario:
     return Scenario(name, title, "fanout", arguments.split(), "deliveries/s")
 
 
+def _rate(name: str, title: str, arguments: str) -> Scenario:
+    return Scenario(name, title, "rate", arguments.split(), "answers/s")
+
+
 SCENARIOS = {one.name: one for one in (
     _echo("echo-1", "32 B, 1 connection", "-c 1 -s 32"),
     _echo("echo-10", "32 B, 10", "-c 10 -s 32"),
@@ -52,6 +56,8 @@ SCENARIOS = {one.name: one for one in (
     _fanout("fanout-100", "fan-out to 100, 128 B", "-c 100 -s 128"),
     _fanout("fanout-1000", "fan-out to 1,000, 128 B", "-c 1000 -s 128"),
     _fanout("stuck", "fan-out to 50 and 1 stuck, 16 KiB", "-c 50 -s 16384 -b --stuck 1"),
+    _rate("rate-100", "20,000 messages/s over 100 connections", "-c 100 -s 32 -r 20000"),
+    _rate("rate-1000", "20,000 messages/s over 1,000 connections", "-c 1000 -s 32 -r 20000"),
     Scenario("connect", "connect and close, 8 at a time", "connect", ["-c", "8"], "cycles/s"),
     Scenario("idle", "1,000 idle connections", "hold", ["-c", "1000"], "handshakes/s"),
 )}
@@ -75,7 +81,7 @@ class Place(NamedTuple):
 
 def run(scenario: Scenario, server: Server, place: Place) -> Row:
     """Run a scenario once; what failed is told in the row's ``error``."""
-    path = "/echo" if scenario.mode in ("echo", "connect") else "/fanout"
+    path = "/echo" if scenario.mode in ("echo", "rate", "connect") else "/fanout"
     arguments = [
         scenario.mode, *scenario.arguments, "--path", path, "--pids", ",".join(map(str, server.pids)),
         "-d", str(place.seconds), "-w", str(place.warm_up)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ def load(programs: Path, port: int, *arguments: str, commands: str = "") -> list
     ["echo", "-c", "2", "-b", "-s", "65535"],
     ["echo", "-c", "2", "-f", "2", "-b", "-s", "100001"],
     ["fanout", "--path", "/fanout", "-c", "5", "-s", "200", "-n", "20"],
+    ["rate", "-c", "3", "-r", "20000"],
+    ["rate", "-b", "-s", "65536", "-r", "500"],
     ["connect", "-c", "2"],
 ], ids=" ".join)
 def test_load(programs: Path, port: int, arguments: list[str]) -> None:
@@ -67,6 +71,32 @@ def test_count(programs: Path, port: int) -> None:
     """A number of broadcasts is just that, and each of the subscribers gets each."""
     _, result = load(programs, port, "fanout", "--path", "/fanout", "-c", "5", "-n", "20", "-d", "30", "-w", "0")
     assert result["ok"] and result["messages"] == 100
+
+
+def test_rate(programs: Path, port: int) -> None:
+    """The schedule tells how many messages there are; those of the warm-up don't count."""
+    _, result = load(programs, port, "rate", "-c", "3", "-r", "10000", "-d", "0.1", "-w", "0.1")
+    assert result["ok"] and result["due"] == 1000
+    assert result["answered"] == pytest.approx(result["messages"] / result["due"], abs=1e-6)
+
+
+def _accept_and_read_no_more(listener: socket.socket) -> socket.socket:
+    connection, _ = listener.accept()
+    connection.recv(4096)
+    connection.sendall(
+        b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+    return connection
+
+
+def test_rate_without_answers(programs: Path) -> None:
+    """A server that reads nothing does not hold up the schedule, and has answered nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as pool:
+        accepted = pool.submit(_accept_and_read_no_more, listener)
+        port = listener.getsockname()[1]
+        _, result = load(programs, port, "rate", "-s", "1000000", "-r", "1000", *SHORT)
+        accepted.result().close()
+    assert result["ok"] and result["due"] == 50  # 50 MB are more than the kernel takes.
+    assert result["messages"] == result["answered"] == 0 and result["starved"] == 1
 
 
 def test_hold(programs: Path, port: int) -> None:
@@ -133,6 +163,8 @@ def test_tables(tmp_path: Path) -> None:
         _row("wsthread", "echo-10", 20_000), _row("wsthread", "echo-10", 30_000),
         _row("wsthread", "echo-10", 1_000, foreign=0.5),
         _row("c-threads", "echo-10", 100_000), _row("flask-sock", "echo-10", 77, foreign=0.9, starved=9),
+        _row("wsthread", "rate-1000", 19_999, answered=0.99995), _row("c-threads", "rate-1000", 20_000, answered=1.0),
+        _row("flask-sock", "rate-1000", 0, answered=0.0, latency_us={}, foreign=0.5),
         _row("flask-sock", "echo-100", 0, ok=False, error="nothing came"),
     ]
     results = tmp_path / "results.json"
@@ -148,5 +180,9 @@ def test_tables(tmp_path: Path) -> None:
     assert ["32 B, 10", "0.25", "1.00", "0.00077"] in cells
     assert ["32 B, 10", "0", "0", "9"] in cells
     assert ["32 B, 100", "-", "-", "failed"] in cells
+    assert "Open loop, 20,000 messages/s over 1,000 connections:" in output
+    assert ["wsthread", "99.9%", "0.10 / 1.00"] in cells
+    assert ["c-threads", "100.0%", "0.10 / 1.00"] in cells
+    assert ["flask-sock", "0.0%?", "-"] in cells
     assert "- flask-sock, echo-100: nothing came" in output
     assert output[-3:] == ["go-gorilla is left out", "Not pinned to CPUs.", "a machine"]
