@@ -21,8 +21,8 @@ from wsthread import Connection, ListenableManager, Opcode, Upgrader
 OPTIONS: dict[str, Any] = {"max_connections": None, "max_message_size": 64 << 20}
 
 app = Flask(__name__)
-echoes = ListenableManager(**OPTIONS)
-fanout = ListenableManager(**{**OPTIONS, **json.loads(os.environ.get("MANAGER", "{}"))})
+echoes = ListenableManager(name="echo", **OPTIONS)
+fanout = ListenableManager(**{"name": "fanout", **OPTIONS, **json.loads(os.environ.get("MANAGER", "{}"))})
 echo_upgrader, fanout_upgrader = Upgrader(echoes), Upgrader(fanout)
 
 outcomes: Counter[str] = Counter()  # Only the publisher's thread counts.
