@@ -8,7 +8,7 @@
        fanout    of -c subscribers the first one publishes; the next message follows when everyone has the last one.
                  --stuck more subscribers never read
        rate      -r messages per second, on which -c connections take turns, go out when they are due, whether or not
-                 answers came. Those that are due while it measures count, if they are answered at most a second later
+                 answers came. Those that are due while it measures count, if they are answered within a second after
        connect   -c connections at a time: opening handshake, closing handshake, and again
        hold      -c connections are opened, and nothing more
 
@@ -47,6 +47,7 @@
 #include <unistd.h>
 
 enum { STAMP = 12, SHIFTS = 512, BUFFER = 1 << 18, ENOUGH = 16 << 20, PER_SOURCE = 20000, SECOND = 1000000000 };
+enum { BATCH = 64 };                            /* In rate: messages that are sent before it reads again. */
 enum { CONTINUATION, TEXT, BINARY, CLOSE = 8, PING, PONG };
 enum mode { ECHO, FANOUT, RATE, CONNECT, HOLD };
 enum phase { UNUSED, CONNECTING, HANDSHAKE, OPEN, ENDED };
@@ -87,8 +88,8 @@ static bool measuring, running, closes_expected;
 static uint64_t published, published_at;        /* In fanout: how many messages, and when the last one. */
 static uint64_t last_message = UINT64_MAX;      /* How many are to be published. */
 static int missing;                             /* Who does not have the last one yet. */
-static uint64_t turns, turns_since;             /* In rate: how many messages were due, and since when. */
-static uint64_t first_turn;                     /* The first one that counts. */
+static uint64_t turns;                          /* In rate: how many were taken. */
+static uint64_t first_turn, schedule_since;     /* The first one of this schedule, and when it was due. */
 static int timer;                               /* It wakes epoll when the next one is due. */
 
 /* What came of it. */
@@ -313,15 +314,22 @@ static void add_echo(struct connection *c)
     add_message(c, c->id, c->sent++);
 }
 
-static uint64_t due_at(uint64_t turn)
+/* In rate, and anew when the measurement begins: what was late in the warm-up must not make that late too. */
+static void start_schedule(void)
 {
-    return turns_since + turn * SECOND / rate;
+    first_turn = turns;
+    schedule_since = now;
 }
 
-/* In rate: send what is due before `until`, and let the timer end the waiting when the next one is due. */
+static uint64_t due_at(uint64_t turn)
+{
+    return schedule_since + (turn - first_turn) * SECOND / rate;
+}
+
+/* Send a batch of what is due before `until`, and set the timer. */
 static void send_due(uint64_t until)
 {
-    for (; due_at(turns) < until; turns++) {
+    for (int i = 0; i < BATCH && due_at(turns) < until; i++, turns++) {
         struct connection *c = &connections[turns % count];
         if (c->phase != OPEN)
             continue;
@@ -379,7 +387,7 @@ static bool take_message(struct connection *c)
     const uint64_t number = c->received++, turn = number * count + c->id;
     if (mode == FANOUT || mode == HOLD)
         return take_delivery(c);
-    if (measuring && (mode != RATE || turn >= first_turn)) {
+    if (measuring && turn >= first_turn) {
         messages++;
         c->in_window++;
         note_latency(now - (mode == RATE ? due_at(turn) : c->sent_at[number % in_flight]));
@@ -690,8 +698,19 @@ static void renew(void)
     }
 }
 
+/* In rate: return when all is sent that is due before `until`, which is later if there was no CPU for this process. */
+static void keep_schedule(uint64_t until)
+{
+    while (now < until || due_at(turns) < until) {
+        send_due(now < until ? now : until);
+        poll_events(1);
+    }
+}
+
 static void run_until(uint64_t until)
 {
+    if (mode == RATE)
+        keep_schedule(until);
     while ((now = clock_now()) < until && (published < last_message || missing > 0)) {
         const uint64_t left = (until - now) / (SECOND / 1000);
         poll_events(left > 10 ? 10 : (int)left);
@@ -699,11 +718,7 @@ static void run_until(uint64_t until)
             renew();
         if (mode == FANOUT && running && missing <= 0 && published < last_message)
             publish();
-        if (mode == RATE && now < until)
-            send_due(now);
     }
-    if (mode == RATE)
-        send_due(until);
 }
 
 /* Publish until each subscriber has got something: some servers know a subscriber only some time after the 101. */
@@ -771,23 +786,13 @@ static void fill_stuck(void)
         run_until(now + SECOND / 50);
 }
 
-/* epoll counts in milliseconds, which is too coarse for a schedule: the timer wakes it. */
-static void start_schedule(void)
-{
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
-    timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
-    epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event);
-    turns_since = clock_now();
-}
-
 static void start_traffic(void)
 {
     if (mode == FANOUT)
         sync_subscribers();
-    if (mode == RATE)
-        start_schedule();
     running = true;
     now = clock_now();
+    start_schedule();
     for (int i = 0; i < count && mode == ECHO; i++)
         if (connections[i].phase == OPEN) {
             for (int k = 0; k < in_flight; k++)
@@ -799,7 +804,7 @@ static void start_traffic(void)
         fill_stuck();
 }
 
-/* In rate: answers that are late count as late, and only those that do not come in this second as missing. */
+/* In rate: what comes in this second is late, and what does not is missing. */
 static void await_answers(void)
 {
     const uint64_t until = now + SECOND;
@@ -816,9 +821,7 @@ static void measure(double opened_in)
     const double server = server_cpu(), own = own_cpu();
     const uint64_t since = last_delivery = now = clock_now();
     cycles_unclean = longest_silence = 0;
-    if (mode == RATE)
-        send_due(since);
-    first_turn = turns;
+    start_schedule();
     measuring = true;
     run_until(since + (uint64_t)(seconds * SECOND));
     const double elapsed = (now - since) / 1e9, server_used = server_cpu() - server, own_used = own_cpu() - own;
@@ -1008,6 +1011,9 @@ static void prepare(void)
         connections[i].sent_at = calloc(in_flight, sizeof(uint64_t));
     }
     epoll = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);  /* epoll_wait() itself counts in milliseconds. */
+    epoll_ctl(epoll, EPOLL_CTL_ADD, timer, &event);
 }
 
 int main(int argc, char **argv)

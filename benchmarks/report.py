@@ -167,10 +167,12 @@ def _starved(results: Results, scenarios: list[Scenario]) -> list[str]:
 
 
 def _open_loop(results: Results, scenario: Scenario) -> list[str]:
-    rows = [["Server", "answered", "p50 / p99 ms"]]
+    rows = [["Server", "answered", "p50 / p99 ms", "sent in"]]
     for server in results.servers:
+        seconds = results.median(server, scenario, "seconds")
         rows.append([
-            server, _marked(results, server, scenario, "answered", _percent), _latency(results, server, scenario)])
+            server, _marked(results, server, scenario, "answered", _percent), _latency(results, server, scenario),
+            NONE if seconds is None else f"{seconds:.1f} s"])
     return [f"Open loop, {scenario.title}:", "", *grid(rows), ""]
 
 

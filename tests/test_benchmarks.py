@@ -163,7 +163,8 @@ def test_tables(tmp_path: Path) -> None:
         _row("wsthread", "echo-10", 20_000), _row("wsthread", "echo-10", 30_000),
         _row("wsthread", "echo-10", 1_000, foreign=0.5),
         _row("c-threads", "echo-10", 100_000), _row("flask-sock", "echo-10", 77, foreign=0.9, starved=9),
-        _row("wsthread", "rate-1000", 19_999, answered=0.99995), _row("c-threads", "rate-1000", 20_000, answered=1.0),
+        _row("wsthread", "rate-1000", 19_999, answered=0.99995, seconds=2.01),
+        _row("c-threads", "rate-1000", 20_000, answered=1.0),
         _row("flask-sock", "rate-1000", 0, answered=0.0, latency_us={}, foreign=0.5),
         _row("flask-sock", "echo-100", 0, ok=False, error="nothing came"),
     ]
@@ -181,8 +182,8 @@ def test_tables(tmp_path: Path) -> None:
     assert ["32 B, 10", "0", "0", "9"] in cells
     assert ["32 B, 100", "-", "-", "failed"] in cells
     assert "Open loop, 20,000 messages/s over 1,000 connections:" in output
-    assert ["wsthread", "99.9%", "0.10 / 1.00"] in cells
-    assert ["c-threads", "100.0%", "0.10 / 1.00"] in cells
-    assert ["flask-sock", "0.0%?", "-"] in cells
+    assert ["wsthread", "99.9%", "0.10 / 1.00", "2.0 s"] in cells
+    assert ["c-threads", "100.0%", "0.10 / 1.00", "-"] in cells
+    assert ["flask-sock", "0.0%?", "-", "-"] in cells
     assert "- flask-sock, echo-100: nothing came" in output
     assert output[-3:] == ["go-gorilla is left out", "Not pinned to CPUs.", "a machine"]
