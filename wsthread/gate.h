@@ -54,9 +54,8 @@ static void open_gate(void)
 /* Threads from the queue at the GIL. More are fairer, and slower. */
 enum { CALLED = 2 };
 
-/* Nanoseconds to watch the holder of the GIL, at most and at least. */
-enum { LONG_WATCH = 100000, SHORT_WATCH = 2000 };
-enum { LOOK_EVERY = 20000000 };  /* Nanoseconds. */
+/* Microseconds to watch the holder of the GIL, at most and at least, and between two looks at what the process uses. */
+enum { LONG_WATCH = 100, SHORT_WATCH = 2, LOOK_EVERY = 20000 };
 
 typedef struct waiter {
     struct waiter *next;
@@ -74,7 +73,7 @@ static struct {
 /* The thread that has got the GIL at the gate and has not given it up here; NULL when there is none. Only compared. */
 static _Atomic(PyThreadState *) holder;
 static atomic_int holder_cpu;
-static atomic_int watch = LONG_WATCH;
+static atomic_uint watch = LONG_WATCH;
 
 static PyThreadState *save_gated(void)
 {
@@ -94,21 +93,22 @@ static int current_cpu(void)
 #endif
 }
 
-static int64_t nanoseconds(clockid_t clock)
+/* They begin anew after some 70 minutes, so only differences count. */
+static unsigned microseconds(clockid_t clock)
 {
     struct timespec now;
     clock_gettime(clock, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+    return (unsigned)now.tv_sec * 1000000U + (unsigned)now.tv_nsec / 1000U;
 }
 
 /* Whether this process uses more than one CPU, as of some milliseconds ago. */
-static int has_second_cpu(int64_t now)
+static int has_second_cpu(unsigned now)
 {
-    static atomic_int_fast64_t looked_at, used_then;
+    static atomic_uint looked_at, used_then;
     static atomic_int has;
-    int_fast64_t last = atomic_load(&looked_at);
+    unsigned last = atomic_load(&looked_at);
     if (now - last > LOOK_EVERY && atomic_compare_exchange_strong(&looked_at, &last, now)) {
-        const int64_t used = nanoseconds(CLOCK_PROCESS_CPUTIME_ID);
+        const unsigned used = microseconds(CLOCK_PROCESS_CPUTIME_ID);
         atomic_store(&has, used - atomic_exchange(&used_then, used) > now - last);
     }
     return atomic_load(&has);
@@ -130,24 +130,24 @@ static void watch_holder(void)
     PyThreadState *watched = atomic_load(&holder);
     if (watched == NULL)
         return;
-    const int64_t begin = nanoseconds(CLOCK_MONOTONIC);
+    const unsigned begin = microseconds(CLOCK_MONOTONIC);
     if (!has_second_cpu(begin))
         return;
-    const int time = atomic_load(&watch);
+    const unsigned time = atomic_load(&watch);
     do {
         const int cpu = current_cpu();
         if (cpu < 0 || cpu == atomic_load(&holder_cpu))
             return;
         for (int i = 0; i < 16; i++) {
             if (atomic_load(&holder) == NULL) {
-                atomic_store(&watch, time < LONG_WATCH / 2 ? time * 2 : LONG_WATCH);
+                atomic_store(&watch, time > LONG_WATCH / 2 ? LONG_WATCH : time * 2);
                 return;
             }
             relax();
         }
-    } while (nanoseconds(CLOCK_MONOTONIC) - begin < time);
+    } while (microseconds(CLOCK_MONOTONIC) - begin < time);
     atomic_compare_exchange_strong(&holder, &watched, NULL);
-    atomic_store(&watch, time > SHORT_WATCH * 4 / 3 ? time - time / 4 : SHORT_WATCH);
+    atomic_store(&watch, time * 3 / 4 < SHORT_WATCH ? SHORT_WATCH : time * 3 / 4);
 }
 
 /* Gets the GIL back, by way of the gate. */
