@@ -98,7 +98,7 @@ fuzz: .venv/.fuzz
 sanitize: .venv/.test
 	$(BIN)/python tests/sanitize.py $(ARGS)
 
-conformance: .venv/.run
+conformance: .venv/.test
 	$(BIN)/python tests/conformance.py
 
 # What an installation is built from; other code takes effect by itself.
