@@ -22,6 +22,7 @@ import json
 import select
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -53,13 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
         return target.status_of(error)
     with ExitStack() as stack:
         stack.callback(connection.terminate)
-        lines, prompt = None, ""
-        if not arguments.listen and sys.stdin is not None:  # It is None when the shell has closed it.
-            if sys.stdin.isatty():
-                lines, prompt = stack.enter_context(Prompt()).lines, Prompt.TEXT
-            else:
-                lines = Lines(sys.stdin.fileno())
-        return _Session(connection, lines, Printer(arguments.json, prompt), arguments).run()
+        has_input = not arguments.listen and sys.stdin is not None  # It is None when the shell has closed it.
+        is_typed = has_input and sys.stdin.isatty()
+
+        def begin_input() -> Lines | None:
+            if is_typed:
+                return stack.enter_context(Prompt()).lines
+            return Lines(sys.stdin.fileno()) if has_input else None
+
+        printer = Printer(arguments.json, Prompt.TEXT if is_typed else "")
+        return _Session(connection, begin_input, printer, arguments).run()
 
 
 class Printer:
@@ -113,16 +117,18 @@ class _Session:
 
     Args:
         connection: open.
-        lines: the input; None for none.
+        begin_input: begins to read the input and returns it; None for none.
         printer: where the messages go.
         arguments: ``count`` and ``timeout`` of the command.
     """
 
     def __init__(
-        self, connection: ClientConnection, lines: Lines | None, printer: Printer, arguments: argparse.Namespace,
+        self, connection: ClientConnection, begin_input: Callable[[], Lines | None], printer: Printer,
+        arguments: argparse.Namespace,
     ) -> None:
         self._connection = connection
-        self._lines = lines
+        self._begin_input = begin_input
+        self._lines: Lines | None = None
         self._printer = printer
         self._left: int | None = arguments.count
         self._timeout: float = arguments.timeout
@@ -131,7 +137,8 @@ class _Session:
     def run(self) -> int:
         """Pass on until it ends; return the exit status."""
         try:
-            self._printer.opened(self._connection)
+            self._printer.opened(self._connection)  # Before the prompt, whose thread writes to the terminal too.
+            self._lines = self._begin_input()
             status = self._pass_on()
         except ConnectionClosed:
             status = target.DONE if self._connection.close_code == CloseCode.NORMAL_CLOSURE else target.CLOSED
