@@ -51,8 +51,8 @@ static void open_gate(void)
 #define IS_FINALIZING Py_IsFinalizing
 #endif
 
-/* Threads from the queue at the GIL. More are fairer, and slower. */
-enum { CALLED = 2 };
+/* Threads from the queue at the GIL. More are fairer; but on a second CPU, slower. */
+enum { CALLED = 4, CALLED_TO_WATCH = 2 };
 
 /* Microseconds to watch the holder of the GIL, at most and at least, and between two looks at what the process uses. */
 enum { LONG_WATCH = 100, SHORT_WATCH = 2, LOOK_EVERY = 20000 };
@@ -74,6 +74,8 @@ static struct {
 static _Atomic(PyThreadState *) holder;
 static atomic_int holder_cpu;
 static atomic_uint watch = LONG_WATCH;
+/* Whether this process uses more than one CPU, as of some milliseconds ago. */
+static atomic_int has_second_cpu;
 
 static PyThreadState *save_gated(void)
 {
@@ -101,17 +103,15 @@ static unsigned microseconds(clockid_t clock)
     return (unsigned)now.tv_sec * 1000000U + (unsigned)now.tv_nsec / 1000U;
 }
 
-/* Whether this process uses more than one CPU, as of some milliseconds ago. */
-static int has_second_cpu(unsigned now)
+/* Finds out whether the process has a second CPU, now and then. */
+static void look_at_cpus(unsigned now)
 {
     static atomic_uint looked_at, used_then;
-    static atomic_int has;
     unsigned last = atomic_load(&looked_at);
     if (now - last > LOOK_EVERY && atomic_compare_exchange_strong(&looked_at, &last, now)) {
         const unsigned used = microseconds(CLOCK_PROCESS_CPUTIME_ID);
-        atomic_store(&has, used - atomic_exchange(&used_then, used) > now - last);
+        atomic_store(&has_second_cpu, used - atomic_exchange(&used_then, used) > now - last);
     }
-    return atomic_load(&has);
 }
 
 /* Lets some nanoseconds pass, and the other thread of this core have them. */
@@ -131,7 +131,8 @@ static void watch_holder(void)
     if (watched == NULL)
         return;
     const unsigned begin = microseconds(CLOCK_MONOTONIC);
-    if (!has_second_cpu(begin))
+    look_at_cpus(begin);
+    if (!atomic_load(&has_second_cpu))
         return;
     const unsigned time = atomic_load(&watch);
     do {
@@ -180,7 +181,8 @@ static void restore_gated(PyThreadState *save)
         gate.called--;
     else
         gate.passing = 0;
-    for (; gate.first != NULL && gate.called < CALLED; gate.called++) {
+    const int most = atomic_load(&has_second_cpu) ? CALLED_TO_WATCH : CALLED;
+    for (; gate.first != NULL && gate.called < most; gate.called++) {
         waiter *const first = gate.first;
         gate.first = first->next;
         if (gate.first == NULL)
