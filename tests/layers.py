@@ -64,7 +64,6 @@ WITHOUT_NAMESAKE = {
     "wire": "it is empty",
     "bus": "it is empty",
     "bus.backplane": "it is a contract; the tests of the backplanes hold them to it",
-    "bus.mesh": "it is what bus.local does, and tested as that",
     "servers.server": "its defaults are tested as those of the servers that have them",
 }
 

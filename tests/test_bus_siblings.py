@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from servers import wait_until
+
+from wsthread.bus import siblings
+from wsthread.bus.siblings import younger_siblings
 
 SOURCE = "from wsthread.bus.siblings import younger_siblings as get\nwhile True: print(*get(), flush=True); input()"
 
@@ -65,3 +70,26 @@ def test_one_that_has_ended(start: Callable[[], Child]) -> None:
     first, second = start(), start()
     second.kill()
     wait_until(lambda: second.pid not in first.ask())
+
+
+def test_those_of_this_process_are_not_its_children(start: Callable[[], Child]) -> None:
+    child = start()
+    assert not {child.pid, os.getpid(), os.getppid()} & younger_siblings()
+
+
+def test_where_the_system_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(siblings, "_PROC", tmp_path)
+    assert younger_siblings() == set()
+
+
+def test_children_of_the_same_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is older, one younger, one has ended, and one is a zombie; names may have brackets."""
+    monkeypatch.setattr(siblings, "_PROC", tmp_path)
+    own, parent = os.getpid(), os.getppid()
+    tasks = tmp_path / f"{parent}/task/{parent}"
+    tasks.mkdir(parents=True)
+    (tasks / "children").write_text(f"{own} 900001 900002 900003 900004 ")
+    for pid, state, began in ((own, "S", 100), (900001, "S", 99), (900002, "R", 101), (900004, "Z", 102)):
+        (tmp_path / f"{pid}").mkdir(exist_ok=True)
+        (tmp_path / f"{pid}/stat").write_text(f"{pid} (a) (b) {state} {' '.join(map(str, range(18)))} {began} 0\n")
+    assert younger_siblings() == {900002}
