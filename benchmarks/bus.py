@@ -3,8 +3,8 @@
 ``make bench-bus``. It starts a redis-server of its own. One process publishes messages of 200 bytes and all others
 receive; no WebSocket is involved. Each way is measured twice: at 300 messages a second, how long a message is under
 way; and flat out, how many are delivered per second by all receivers together. With one worker nobody receives: what is
-left is what publishing costs. Beside the two backplanes stand bare
-publish and subscribe, as redis-py has it, and the Redis manager of python-socketio, which is built on that.
+left is what publishing costs. Beside the two backplanes stand bare publish and subscribe, as redis-py has it, and the
+Redis manager of python-socketio, which is built on that.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -35,7 +34,6 @@ PAUSE = 1.0  # Seconds before another attempt.
 
 def read_arguments() -> argparse.Namespace:
     """Return the options."""
-    cpus = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(
         prog="compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -46,9 +44,8 @@ def read_arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="how many (%(default)s)")
     add("--seconds", type=float, default=2, help="to measure in each run (%(default)s)")
     add("--warm-up", type=float, default=0.5, help="seconds before that (%(default)s)")
-    add("--pinned", action="store_true", help="give the server one CPU, and the load another one")
-    add("--server-cpu", type=int, default=cpus[0], help="where the server runs then (%(default)s)")
-    add("--load-cpu", type=int, default=cpus[1 % len(cpus)], help="where the load runs then (%(default)s)")
+    add("--pinned", action="store_true", help="give the server one CPU, and the load another one:")
+    machine.add_cpu_options(parser)
     add("--disturbed", type=float, default=0.1, help="share of a CPU that others may use (%(default)s)")
     add("--attempts", type=int, default=3, help="at most, while others use more (%(default)s)")
     add("--show", metavar="FILE", type=Path, help="measure nothing, show the results.json of an earlier run")

@@ -11,7 +11,6 @@ Results are in connecting.txt and connecting.json below build/bench.
 from __future__ import annotations
 
 import argparse
-import os
 import socket
 import statistics
 import sys
@@ -44,13 +43,11 @@ HEAD = ["Server", "headers", "GET us", "WebSocket us", "GETs", "WebSockets/s, 8 
 
 def main() -> int:
     """Measure and report; return the exit status."""
-    cpus = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(prog="connecting.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=20, help="how many (%(default)s)")
     parser.add_argument("--count", type=int, default=200, help="of either in each round (%(default)s)")
     parser.add_argument("--servers", metavar="A,B", default="wsthread,flask-sock", help="(%(default)s)")
-    parser.add_argument("--server-cpu", type=int, default=cpus[0], help="where the servers run (%(default)s)")
-    parser.add_argument("--load-cpu", type=int, default=cpus[1 % len(cpus)], help="where the load runs (%(default)s)")
+    machine.add_cpu_options(parser)
     arguments = parser.parse_args()
     chosen = [launch.CONTESTANTS[name] for name in arguments.servers.split(",")]
     try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -46,13 +45,11 @@ HEAD = [
 
 def main() -> int:
     """Measure and report; return the exit status."""
-    cpus = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(prog="connections.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--sizes", metavar="N,N", default="100,1000,5000,10000", help="(%(default)s)")
     parser.add_argument("--servers", metavar="A,B", default=",".join(one.name for one in CONTESTANTS),
                         help="(%(default)s)")
-    parser.add_argument("--server-cpu", type=int, default=cpus[0], help="where the server runs (%(default)s)")
-    parser.add_argument("--load-cpu", type=int, default=cpus[1 % len(cpus)], help="where the load runs (%(default)s)")
+    machine.add_cpu_options(parser)
     arguments = parser.parse_args()
     try:
         programs.compile_c()

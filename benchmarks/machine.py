@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -104,6 +105,13 @@ def cpu_times(cpu: int | None) -> Times:
             user, nice, system, _, _, _, _, stolen = map(int, values[:8])
             return Times((user + nice) / TICKS, system / TICKS, stolen / TICKS)
     raise LookupError(f"there is no CPU {cpu}")
+
+
+def add_cpu_options(parser: argparse.ArgumentParser) -> None:
+    """Add the two CPUs of a benchmark that has one for the server and another one for the load."""
+    cpus = sorted(os.sched_getaffinity(0))
+    for what, cpu in (("server", cpus[0]), ("load", cpus[1 % len(cpus)])):
+        parser.add_argument(f"--{what}-cpu", type=int, default=cpu, help=f"where the {what} runs (%(default)s)")
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import urllib.request
 from typing import Any, get_args
@@ -60,15 +59,13 @@ def main() -> int:
 
 def read_arguments() -> argparse.Namespace:
     """Return the options."""
-    cpus = sorted(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(prog="slow.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--policies", metavar="A,B", default=",".join(get_args(Overflow)), help="(%(default)s)")
     add("--subscribers", type=int, default=500, help="who read (%(default)s)")
     add("--broadcasts", type=int, default=2000, help="how many (%(default)s)")
     add("--size", type=int, default=16384, help="bytes of a message (%(default)s)")
-    add("--server-cpu", type=int, default=cpus[0], help="where the server runs (%(default)s)")
-    add("--load-cpu", type=int, default=cpus[1 % len(cpus)], help="where the load runs (%(default)s)")
+    machine.add_cpu_options(parser)
     return parser.parse_args()
 
 

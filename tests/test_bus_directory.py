@@ -135,3 +135,10 @@ def test_no_socket_to_be_had(place: Path) -> None:
     room.rmdir()
     with pytest.raises(BackplaneUnavailable, match="there is no socket in"):
         directory.listen(room)
+
+
+def test_a_socket_has_the_name_of_its_process(tmp_path: Path) -> None:
+    listener, path = directory.listen(tmp_path)
+    with listener:
+        assert directory.process_of(path.name) == os.getpid()
+    assert [directory.process_of(name) for name in ("", "x-1", "-5", "²-a")] == [0] * 4

@@ -66,6 +66,12 @@ def _new_name() -> str:
     return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def process_of(name: str) -> int:
+    """Return the id of the process that a socket belongs to; 0 when that is not its name."""
+    process = name.partition("-")[0]
+    return int(process) if process.isdecimal() else 0
+
+
 def listen(directory: Path) -> tuple[socket.socket, Path]:
     """Return a listening socket, and its path.
 

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 from ..locks import taking
 from ..logs import tell_aside
 from .backplane import Entry, Gap, Listener
-from .directory import check_user, connect, listen, others
+from .directory import check_user, connect, listen, others, process_of
 from .parcels import Kind, Parcel, Unreadable, pack
 from .peers import Inflow, Peer
 from .siblings import younger_siblings
@@ -344,8 +344,7 @@ class Mesh:
             if name in inflow.publishers and own < _began(self._path.parent / id) < math.inf]
         if any(inflow.met_at + _MEETING < time.monotonic() for inflow in younger):  # It has asked meanwhile.
             return False
-        known = {int(id.partition("-")[0]) for id in self._inflows}
-        return bool(younger) or not younger_siblings() <= known
+        return bool(younger) or not younger_siblings() <= {process_of(id) for id in self._inflows}
 
     def _recall(self, name: str, answered: threading.Event) -> None:
         """Ask the process that has been there for longest what it remembers."""
