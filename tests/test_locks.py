@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
-from peer import TIMEOUT, Connect, Recorder, connect, members, sender_of
+from layers import FILES, FLOORS
+from peer import TIMEOUT, Connect, Peer, Recorder, connect, members, sender_of
+from servers import wait_until
 
-from wsthread import Connection, ListenableManager, Manager, Opcode
+from wsthread import Connection, ConnectionClosed, Deflate, History, ListenableManager, Manager, Opcode, locks, servers
 from wsthread.locks import taking
 from wsthread.manager import hub_of
+from wsthread.wire.deflate import agree
 
 __all__ = ["connect"]
 
@@ -182,6 +188,97 @@ def test_callbacks_are_no_interruptions(connect: Connect, stop: threading.Event)
     assert errors == []
 
 
+#: What a thread may be interrupted in, with the options of its manager.
+WORK: dict[str, tuple[dict[str, Any], Callable[[Manager, Connection], object]]] = {
+    "broadcast": ({}, lambda manager, conn: manager.broadcast("x" * 2000)),
+    "broadcast large": ({}, lambda manager, conn: manager.broadcast(bytes(1 << 20))),
+    "broadcast to a group": ({}, lambda manager, conn: manager.broadcast("x", to=["group", conn], exclude=conn)),
+    "broadcast, kept": (
+        {"history": History(count=10)}, lambda manager, conn: manager.broadcast("x", to={"group"}, exclude=conn)),
+    "send": ({}, lambda manager, conn: conn.send("x" * 2000)),
+    "send large": ({}, lambda manager, conn: conn.send(bytes(1 << 20))),
+    "post": ({}, lambda manager, conn: conn.post("x" * 2000)),
+    "ping": ({}, lambda manager, conn: conn.ping(b"x")),
+    "join": ({}, lambda manager, conn: conn.join("another", info={"name": "x"})),
+    "leave": ({}, lambda manager, conn: conn.leave("group")),
+    "notify": ({}, lambda manager, conn: manager.notify("x")),
+    "close": ({}, lambda manager, conn: conn.close()),
+    "close all": ({}, lambda manager, conn: manager.close()),
+    "terminate": ({}, lambda manager, conn: conn.terminate()),
+    "stats": ({}, lambda manager, conn: manager.stats()),
+    "dump": ({}, lambda manager, conn: manager.dump()),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["alone", "bus", "compressed"])
+@pytest.mark.parametrize("name", WORK)
+def test_interrupted_at_each_step(connect: Connect, monkeypatch: pytest.MonkeyPatch, name: str, kind: str) -> None:
+    """Whichever of its functions the library is in, a signal handler that calls it gets a RuntimeError at worst.
+
+    Python tells a profiler of each call and each return, which is where it runs signal handlers, too.
+    """
+    monkeypatch.setattr(locks, "_PATIENCE", 0.002)
+    if kind == "bus":
+        monkeypatch.setattr(servers, "room", lambda: (str(os.getpid()),))
+    options, work = WORK[name]
+    manager = ListenableManager(name=name, ping_interval=None, **options)
+    agreement = agree(Deflate(server_context_takeover=True), "permessage-deflate") if kind == "compressed" else None
+    pairs = [connect(manager, agreement=agreement) for _ in range(2)]
+    wait_until(lambda: len(manager.connections) == 2)
+    for conn, peer in pairs:
+        conn.join("group")
+        threading.Thread(target=_drain, args=(peer,), daemon=True).start()
+    conn = pairs[0][0]
+    calls: list[Callable[[], object]] = [
+        manager.stats, lambda: manager.broadcast("y"), lambda: conn.post("y"), lambda: manager.notify("y"),
+    ]
+    refused = steps = 0
+
+    def interrupt(frame: FrameType, event: str, arg: object) -> None:
+        nonlocal refused, steps
+        if not frame.f_globals.get("__name__", "").startswith("wsthread"):
+            return
+        sys.setprofile(None)
+        try:
+            for call in calls:
+                try:
+                    call()
+                except ConnectionClosed:
+                    pass
+                except RuntimeError:
+                    refused += 1
+            steps += 1
+        finally:
+            sys.setprofile(interrupt)
+
+    sys.setprofile(interrupt)
+    try:
+        work(manager, conn)
+    finally:
+        sys.setprofile(None)
+    assert steps > 3
+    manager.shutdown(timeout=0)
+
+
+def _drain(peer: Peer) -> None:
+    try:
+        while peer.socket.recv(1 << 16):
+            pass
+    except OSError:  # The test is over.
+        pass
+
+
+def test_the_places_where_the_application_is_called() -> None:
+    """All from the floor of the manager on, and some functions below."""
+    above = FLOORS[next(number for number, floor in enumerate(FLOORS) if "manager" in floor):]
+    assert locks._OUTER == {module.partition(".")[0] for floor in above for module in floor}
+    for place in locks._ON_PURPOSE:
+        module, _, function = place.rpartition(".")
+        tree = ast.parse(FILES[module].read_text())
+        assert function in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, place
+
+
 SIGNALS = """
 import signal, socket, threading, time
 from werkzeug.test import EnvironBuilder
@@ -189,10 +286,11 @@ from werkzeug.wrappers import Request
 from wsthread import ListenableManager
 from wsthread.connection import link_of
 from wsthread.manager import hub_of
+from wsthread.wire.deflate import agree
 from wsthread.transport import Transport
 from wsthread.snapshot import Snapshot
 
-manager = ListenableManager(ping_interval=None)
+manager = ListenableManager(ping_interval=None, close_timeout=1.0)
 ends = []
 for _ in range(3):
     ours, theirs = socket.socketpair()

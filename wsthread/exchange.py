@@ -179,13 +179,13 @@ class Exchange:
     ) -> Broadcast:
         """Send a message to members of all processes; see :meth:`wsthread.Manager.broadcast`."""
         message = PreparedMessage(payload)
+        to, exclude = fixed(to), fixed(exclude)
         if local:
             return self.hub.broadcast(message, to, exclude)
         self.start()
         keeps = self.hub.recovery.is_on
         if self._line is None and not keeps:
             return self.hub.broadcast(message, to, exclude)
-        to, exclude = fixed(to), fixed(exclude)
         addressed = elsewhere(to, exclude)
         if not keeps or not addressed:
             outcome = self.hub.broadcast(message, to, exclude)
@@ -267,12 +267,12 @@ class Exchange:
 
     def _call(self, name: str, *args: Any) -> None:
         """Let a callback of the application be called."""
-        def call() -> None:
+        def call_back() -> None:
             try:
                 self._callbacks[name](*args)
             except BaseException as error:
                 tell_aside(logging.ERROR, "%s: error in %s", self, name, error=error)
-        if not self._calls.add(call):
+        if not self._calls.add(call_back):
             tell_aside(logging.ERROR, "%s: %s was not called, for those before take too long", self, name)
 
     # Presence

@@ -5,8 +5,8 @@ weakref callbacks, and the main thread runs signal handlers. If such code calls 
 own thread holds. It would wait for ever, and every other thread with it. So it gets a RuntimeError instead.
 
 Whether that is so is seen from the stack, and only when the lock is taken. A thread in which the library was
-interrupted has frames of the library, frames of others above, and above those the frames of this call. Where the
-library calls the application on purpose, it holds no lock.
+interrupted has frames of the library and, directly above one of them, frames of others. Where the library calls the
+application on purpose that is so too, but then it holds no lock; those places are known by their names.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import threading
 import time
 
 _PACKAGE = __name__.partition(".")[0]
-#: Modules that hold locks, or are called by those that do. They call nothing of an application, but for _ON_PURPOSE.
-_HOLDERS = frozenset(f"{_PACKAGE}.{name}" for name in (
-    "connection", "deadlines", "ending", "errands", "exchange", "history", "housekeeper", "hub", "inbox",
-    "lifecycle", "outbox", "overflow", "presence", "receiving", "recovery", "registry", "sending", "shutdown",
-    "speedups", "stats", "tls", "transport", "writing", "bus.local", "bus.mesh", "bus.publishing", "bus.redis",
-    "wire.deflate", "wire.frames", "wire.messages", "wire.protocol"))
-_ON_PURPOSE = frozenset({"serve", "report_error", "report_close"})
+#: Modules and packages that take none of these locks, and call those that do without being called by them.
+_OUTER = frozenset({
+    "__init__", "__main__", "commands", "configuration", "django", "django_handshake", "django_scope", "django_testing",
+    "doctor", "flask", "flask_contexts", "flask_rules", "handlers", "manager", "prometheus", "pytest_plugin", "testing",
+    "upgrader"})
+#: Functions in the other modules that call the application, logging included.
+_ON_PURPOSE = frozenset({
+    "addressing.fixed", "exchange.call_back", "hub.serve", "hub.report_error", "hub.report_close", "link.call_aside",
+    "logs.tell", "snapshot._make", "thread.guard", "thread._handle_error"})
 _PATIENCE = 0.1  # Seconds: it may well be that another thread holds the lock, for a moment.
 _STEP = 0.001
 
@@ -47,14 +49,20 @@ def taking(lock: threading.Lock) -> threading.Lock:
 def _is_interrupted() -> bool:
     """Tell whether foreign code interrupted the library in the calling thread, and now calls it."""
     frame = sys._getframe(2)
-    is_foreign = False
+    is_foreign = False  # Whether the frame above is.
     while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if not name.startswith(_PACKAGE):
+        package, _, module = frame.f_globals.get("__name__", "").partition(".")
+        if package != _PACKAGE:
             is_foreign = True
-        elif is_foreign:
-            return name in _HOLDERS and frame.f_code.co_name not in _ON_PURPOSE
+        elif is_foreign and not _calls_application(module or "__init__", frame.f_code.co_name):
+            return True
+        else:
+            is_foreign = False
         if frame.f_back is None:
             break
         frame = frame.f_back
     return False
+
+
+def _calls_application(module: str, function: str) -> bool:
+    return module.partition(".")[0] in _OUTER or f"{module}.{function}" in _ON_PURPOSE
