@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from redis_servers import Listener, RedisServer, free_port
@@ -14,6 +15,7 @@ from servers import wait_until
 
 from wsthread import entries
 from wsthread.bus.backplane import Entry
+from wsthread.bus.redis_store import Store
 from wsthread.exceptions import BackplaneFull
 from wsthread.publisher import Publisher
 
@@ -184,3 +186,29 @@ def test_pool(own_redis: RedisServer, name: str, listening: Listener) -> None:
     assert sorted(payloads(listening)) == sorted(
         f"{task}:{number}".encode() for task in (*range(12), 98, 99) for number in range(10))
     assert listening.gaps == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("call", [Publisher.stop, lambda one: one.broadcast("b")], ids=["stop", "broadcast"])
+def test_a_signal_handler_within_it(
+    own_redis: RedisServer, name: str, listening: Listener, call: Callable[[Publisher], None],
+) -> None:
+    """It is refused at once; waiting for the lock, it would be waiting for itself."""
+    publisher = Publisher(own_redis.url, name, timeout=30.0)
+    errors: list[str] = []
+
+    def publish(*args: Any) -> Any:
+        begun = time.monotonic()
+        with pytest.raises(RuntimeError) as error:
+            call(publisher)
+        errors.append(str(error.value))
+        assert time.monotonic() - begun < 10
+        return original(*args)
+
+    original = Store.publish
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "publish", publish)
+        publisher.broadcast("a")
+    assert len(errors) == 1 and "let another thread" in errors[0]
+    publisher.stop()
+    wait_until(lambda: payloads(listening) == [b"a"])

@@ -26,6 +26,7 @@ from .bus.fields import encode_header
 from .bus.publishing import Bounds, Outgoing
 from .bus.redis_store import Address, Store
 from .exceptions import BackplaneFull
+from .locks import taking
 from .wire.messages import Payload
 from .wire.protocol import check_close
 
@@ -50,6 +51,8 @@ class Publisher:
         stream_length: as for the backplane, and of the same value.
         stream_seconds: likewise.
         **options: for redis-py's connections.
+
+    A signal handler that has interrupted it in the same thread gets a RuntimeError.
 
     Raises:
         ImportError: redis-py is not installed.
@@ -130,7 +133,7 @@ class Publisher:
 
     def stop(self) -> None:
         """Close the connection. It may be called twice; a later call of another method opens another one."""
-        with self._lock:
+        with taking(self._lock):
             self._disconnect()
 
     def reset_after_fork(self) -> None:
@@ -158,7 +161,7 @@ class Publisher:
         if size > self._max_entry_size:
             raise BackplaneFull(f"the message has {size} bytes, at most {self._max_entry_size} are allowed")
         end = time.monotonic() + self._timeout
-        if not self._lock.acquire(timeout=self._timeout):
+        if not taking(self._lock).acquire(timeout=self._timeout):
             raise TimeoutError(f"{self!r}: other threads took all of {self._timeout} s")
         try:
             now = time.monotonic()
