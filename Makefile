@@ -8,7 +8,7 @@ REDIS ?=
 BIN := .venv/bin
 
 .PHONY: help run run-django test integration matrix style types cover fuzz sanitize conformance bench bench-connections
-.PHONY: bench-slow bench-sleepers bench-connecting bench-hostile bench-bus docs docs-options test-all dist clean
+.PHONY: bench-slow bench-sleepers bench-connecting bench-tls bench-hostile bench-bus docs docs-options test-all dist clean
 
 help:
 	@echo "make run          serve the chat example on port $(PORT); WORKERS=4, REDIS=redis://127.0.0.1"
@@ -27,6 +27,7 @@ help:
 	@echo "make bench-connections bench-slow   hold 10,000 connections; broadcast while somebody does not read"
 	@echo "make bench-sleepers   ping 2,000 connections whose handlers sleep, and close half of them"
 	@echo "make bench-connecting   measure what a WebSocket costs from connecting to closing, in plain GETs"
+	@echo "make bench-tls    measure what TLS costs"
 	@echo "make bench-bus    measure how messages get from worker to worker, with and without Redis"
 	@echo "make bench-hostile   measure what peers that mean harm take, and cost the others"
 	@echo "make docs         build the documentation; its first page is build/docs/index.html"
@@ -113,7 +114,7 @@ bench: $(BENCH)/.bench
 bench-hostile: .venv/.run
 	$(BIN)/python benchmarks/hostile.py $(ARGS)
 
-bench-connections bench-slow bench-sleepers bench-connecting bench-bus: bench-%: $(BENCH)/.bench
+bench-connections bench-slow bench-sleepers bench-connecting bench-tls bench-bus: bench-%: $(BENCH)/.bench
 	$(BENCH)/bin/python benchmarks/$*.py $(ARGS)
 
 $(BENCH)/.bench: $(BUILT_FROM)

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,7 @@ class Contestant:
         threads: for each connection.
         descriptors: for each connection.
         paths: where handshakes have to succeed before anything is measured.
+        tls: whether it speaks TLS, with any certificate.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Contestant:
     threads: int = 1
     descriptors: int = 1
     paths: tuple[str, ...] = ("/echo", "/fanout")
+    tls: bool = False
 
 
 def _script(name: str) -> list[str]:
@@ -137,6 +140,7 @@ class Server:
         # gunicorn 25 and later put a control socket there, the same one for all that run at a time.
         env = _environment({"XDG_RUNTIME_DIR": self._directory.name, **contestant.env})
         self.port = _free_port()
+        self._context = ssl._create_unverified_context() if contestant.tls else None
         with self._log.open("ab") as log, machine.pinned(cpu):
             self.process = subprocess.Popen(
                 [part.replace("{port}", str(self.port)) for part in contestant.command], env=env,
@@ -169,12 +173,36 @@ class Server:
                 time.sleep(0.05)
         time.sleep(0.1)  # For what the server does after it has closed these two.
 
-    def _shake_hands(self, path: str) -> None:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=START_TIMEOUT) as sock:
+    def open(self, path: str, timeout: float = START_TIMEOUT) -> socket.socket:
+        """Return a socket of which the handshake is done.
+
+        Args:
+            path: of the endpoint.
+            timeout: seconds for each step, and later for each call.
+
+        Raises:
+            OSError: the server does not answer with a 101.
+        """
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+        try:
+            if self._context is not None:
+                sock = self._context.wrap_socket(sock)
             sock.sendall(REQUEST.format(path=path, port=self.port).encode())
-            answer = sock.recv(100)
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                data = sock.recv(4096)
+                if not data:
+                    break
+                answer += data
             if not answer.startswith(b"HTTP/1.1 101 "):
                 raise ConnectionRefusedError(f"{path} is answered with {answer[:60]!r}")
+            return sock
+        except BaseException:
+            sock.close()
+            raise
+
+    def _shake_hands(self, path: str) -> None:
+        with self.open(path) as sock:
             sock.sendall(EMPTY_CLOSE)
             sock.settimeout(1)
             try:
