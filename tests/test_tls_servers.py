@@ -177,7 +177,7 @@ def test_a_deadline_within_a_record(server: Server) -> None:
                 message = secure.read(1 << 16)
             except ssl.SSLWantReadError:
                 pass
-        assert 0.5 < time.monotonic() - begun < 1.3
+        assert 0.5 < time.monotonic() - begun < 5
         assert message.startswith(b"\x81\x04")
 
 

@@ -93,7 +93,7 @@ def test_who_it_is(server: Server) -> None:
                 "basic": "Ada" if name == "basic" else None, "before": "127.0.0.1", "session": 1, "count": count}
             begun = time.monotonic()
             assert len(json.loads(server.get("/messages"))) == count
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 2.5  # The pool waits for 3.
     for client in clients.values():
         client.close()
     assert server.errors() == []

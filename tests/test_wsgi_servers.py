@@ -141,7 +141,7 @@ def test_http_beside_open_sockets(server: Server) -> None:
         clients = [stack.enter_context(RawClient(server.port)).open() for _ in range(8)]
         begun = time.monotonic()
         assert server.get() == "plain HTTP"
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 5
         for number, client in enumerate(clients):
             client.send(frame(TEXT, str(number)))
             assert client.recv_frame() == (TEXT, str(number).encode())
