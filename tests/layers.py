@@ -33,6 +33,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("link",),
     ("connection",),
     ("addressing", "shutdown", "thread", "recovery"),
+    ("fanout",),
     ("hub",),
     ("exchange",),
     ("manager",),

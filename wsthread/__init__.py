@@ -8,9 +8,9 @@ from .exceptions import (
     BackplaneFull, ConnectionClosed, DetachError, HandshakeError, HandshakeRefused, InvalidJSON, InvalidPayload,
     MessageTooBig, ProtocolError, RateExceeded, WebSocketError,
 )
+from .fanout import Broadcast
 from .handlers import ListenableManager, SimpleManager
 from .history import History
-from .hub import Broadcast
 from .lifecycle import dump_on_signal
 from .manager import Manager
 from .publisher import Publisher

@@ -30,7 +30,8 @@ from .bus.local import LocalBackplane
 from .entries import Malformed, Outgoing
 from .errands import Errands
 from .exceptions import BackplaneFull
-from .hub import Broadcast, Hub, Reports
+from .fanout import Broadcast
+from .hub import Hub, Reports
 from .locks import taking
 from .logs import tell_aside
 from .options import Options
@@ -181,22 +182,22 @@ class Exchange:
         message = PreparedMessage(payload)
         to, exclude = fixed(to), fixed(exclude)
         if local:
-            return self.hub.broadcast(message, to, exclude)
+            return self.hub.fanout.broadcast(message, to, exclude)
         self.start()
         keeps = self.hub.recovery.is_on
         if self._line is None and not keeps:
-            return self.hub.broadcast(message, to, exclude)
+            return self.hub.fanout.broadcast(message, to, exclude)
         addressed = elsewhere(to, exclude)
         if not keeps or not addressed:
-            outcome = self.hub.broadcast(message, to, exclude)
+            outcome = self.hub.fanout.broadcast(message, to, exclude)
             if addressed:
                 self._publish(entries.message(payload, addressed))
             return outcome
         line = self._line
         if line is None:  # It is numbered all the same.
-            return self.hub.broadcast_kept(message, to, exclude, addressed, self._publisher, self._count)
+            return self.hub.fanout.broadcast_kept(message, to, exclude, addressed, self._publisher, self._count)
         outgoing = entries.message(payload, addressed)
-        return self.hub.broadcast_kept(
+        return self.hub.fanout.broadcast_kept(
             message, to, exclude, addressed, line.publisher, lambda: line.publish(*outgoing))
 
     def _count(self) -> int:  # The delivery lock is held.
@@ -207,7 +208,7 @@ class Exchange:
         """Close members of all processes; see :meth:`wsthread.Manager.close`."""
         self.start()
         to, exclude = fixed(to), fixed(exclude)
-        closed = self.hub.close(choose(self.hub.registry, to, exclude).members, close)
+        closed = self.hub.fanout.close(choose(self.hub.registry, to, exclude).members, close)
         addressed = elsewhere(to, exclude)
         if addressed:
             self._publish(entries.close(close, addressed))
@@ -387,11 +388,11 @@ class Exchange:
     def _deliver(self, entry: Entry) -> None:
         match entry.kind:
             case entries.MESSAGE:
-                self.hub.deliver(
+                self.hub.fanout.deliver(
                     PreparedMessage(entries.payload_of(entry)), entries.addressed(entry),
                     (entry.publisher, entry.number) if self.hub.recovery.is_on else None)
             case entries.CLOSE:
-                self.hub.close(self.hub.addressed(entries.addressed(entry)), entries.close_of(entry))
+                self.hub.fanout.close(self.hub.fanout.addressed(entries.addressed(entry)), entries.close_of(entry))
             case entries.NOTICE:
                 self._call("on_notify", entries.data_of(entry))
             case entries.PRESENCE:

@@ -16,7 +16,8 @@ from .bus.backplane import Gap
 from .callbacks import Callback, WithCallbacks, callbacks_of
 from .connection import Connection, link_of
 from .exchange import Exchange
-from .hub import Broadcast, Hub
+from .fanout import Broadcast
+from .hub import Hub
 from .options import Options, option, takes
 from .presence import Member
 from .wire.frames import CloseCode
@@ -196,7 +197,7 @@ class Manager(WithCallbacks):
             ValueError: the code may not be sent or the reason is too long.
         """
         close = check_close(code, reason)  # A wrong call is wrong even when no connection is chosen.
-        return self._hub.close(tuple([conn for conn in self.connections if predicate(conn)]), close)
+        return self._hub.fanout.close(tuple([conn for conn in self.connections if predicate(conn)]), close)
 
     def stats(self) -> dict[str, Any]:
         """Return numbers for the operator, fit for JSON. Counts are since the process began. Any thread may call it."""
