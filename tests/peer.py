@@ -131,14 +131,14 @@ def connect() -> Iterator[Connect]:
 
     def open_connection(
         manager: Manager, path: str = "/ws?name=Ada", agreement: Agreement | None = None, unread: bytes = b"",
-        scope: Scope | None = None,
+        scope: Scope | None = None, is_resuming: bool = False,
     ) -> tuple[Connection, Peer]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = socket.create_connection(listener.getsockname())
             server, _ = listener.accept()
         sockets.append(client)
         environ = EnvironBuilder(path, environ_base={"REMOTE_ADDR": "127.0.0.1"}).get_environ()
-        conn = hub_of(manager).prepare(Snapshot(Request(environ)), None, agreement, scope)
+        conn = hub_of(manager).prepare(Snapshot(Request(environ)), None, agreement, scope, is_resuming=is_resuming)
         link_of(conn).open(Transport(server), b"", unread)
         return conn, Peer(client)
 

@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from peer import Connect, connect
 from servers import wait_until
 
 from wsthread import (
-    BackplaneFull, Connection, ConnectionClosed, ListenableManager, SimpleManager, Upgrader, clock, testing,
+    BackplaneFull, Connection, ConnectionClosed, ListenableManager, Opcode, SimpleManager, Upgrader, clock, testing,
 )
 from wsthread.bus.backplane import Backplane, Entry, Gap, Health, Listener
 from wsthread.connection import link_of
 from wsthread.history import History
 from wsthread.manager import hub_of
 from wsthread.wire.resume import SUBPROTOCOL
+
+__all__ = ["connect"]
 
 Seen = dict[str, int]
 _dialed: list[testing.WebSocket] = []  # In this test.
@@ -796,3 +799,27 @@ def test_clients_are_forgotten(processes: Make) -> None:
     client.cut()
     wait_until(lambda: conn.closed and link_of(conn).is_over)
     wait_until(lambda: process.manager.stats()["history"]["clients"] == 0)
+
+
+@pytest.mark.timeout(60)
+def test_on_slow_may_broadcast_whatever_made_a_client_slow(connect: Connect) -> None:
+    """It is called when the delivery lock is free again."""
+    told: list[bool] = []
+    manager = ListenableManager(
+        ping_interval=None, history=History(), backplane=None, max_outbox_size=100_000, overflow="drop_newest")
+
+    @manager.on_connect
+    def come(conn: Connection) -> None:
+        for _ in range(200):
+            manager.broadcast(bytes(60_000), to=["room", conn])
+
+    @manager.on_slow
+    def tell(conn: Connection) -> None:
+        told.append(hub_of(manager).recovery.lock.locked())
+        manager.broadcast("somebody is slow", to="operators")
+
+    _, peer = connect(manager, is_resuming=True)
+    peer.send(Opcode.TEXT, b"null")
+    wait_until(lambda: told)
+    assert told == [False]
+    assert manager.broadcast("x", to="operators")._asdict() == {"sent": 0, "queued": 0, "dropped": 0, "failed": 0}

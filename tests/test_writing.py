@@ -19,6 +19,7 @@ from wire import BINARY, client_frame
 
 from wsthread import Connection, ConnectionClosed, ListenableManager, Opcode
 from wsthread.outbox import Outbox
+from wsthread.transport import Transport
 from wsthread.wire.messages import PreparedMessage
 
 __all__ = ["connect", "open_half"]
@@ -162,7 +163,7 @@ def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect, monkeypat
 
     failing = threading.Thread(target=try_to_send)
     failing.start()
-    wait_until(lambda: sender_of(conn)._is_polled)
+    wait_until(lambda: sender_of(conn)._polled_by)
     other = threading.Thread(target=conn.send, args=("behind it",))
     other.start()
     wait_until(lambda: sender_of(conn)._progress is not None)
@@ -171,6 +172,28 @@ def test_a_send_that_fails_leaves_the_rest_to_others(connect: Connect, monkeypat
     for thread in failing, other:
         thread.join(TIMEOUT)
     assert len(raised) == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_handler_that_sends_while_its_thread_does(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else is going to send what waits."""
+    (conn, peer), = members(ListenableManager(write_timeout=None, ping_interval=None), connect, 1)
+    wait, calls = Transport.wait, []
+
+    def interrupted(transport: Transport, **how: Any) -> bool:
+        calls.append(how)
+        if len(calls) == 1:
+            conn.send("of the handler")
+        return wait(transport, **how)
+
+    monkeypatch.setattr(Transport, "wait", interrupted)
+    payload = bytes(20 << 20)
+    read: list[tuple[int, bytes]] = []
+    reader = threading.Thread(target=lambda: read.extend([peer.read(), peer.read()]))
+    reader.start()
+    conn.send(payload)
+    reader.join(TIMEOUT)
+    assert read == [(Opcode.BINARY, payload), (Opcode.TEXT, b"of the handler")]
 
 
 def test_send_timeout(connect: Connect) -> None:

@@ -56,7 +56,9 @@ def choose(registry: Registry[Connection], to: Addressees | None, exclude: Addre
 
 def fixed(addressees: Any) -> Any:
     """Return addressees that can be gone through more than once, and under a lock, whatever a caller has given."""
-    if addressees is None or isinstance(addressees, (tuple, str, bytes, bytearray, memoryview, Connection)):
+    if addressees is None or type(addressees) is tuple:  # The usual ones.
+        return addressees
+    if isinstance(addressees, (str, bytes, bytearray, memoryview, Connection)):
         return addressees
     return tuple(addressees) if isinstance(addressees, Iterable) else addressees
 

@@ -93,15 +93,23 @@ class Configuration:
         Raises:
             ValueError: an unknown key, or a value that makes no sense. Only the first use reads the keys and raises it.
         """
+        advice, changed = "", []
         with self._lock:
             if self._manager is None:
                 options, self._upgraders = self._parse()
                 self._manager = self._make_manager(**{"name": self._name, **options})
                 self._seen = self._current()
-                self._tell_leftover()
+                advice = self._leftover_advice()
             elif self._current() != self._seen:
-                self._tell_changes()
-            return self._manager
+                changed = self._changed_keys()
+            manager = self._manager
+        if advice:
+            tell(logging.WARNING, "%s has no effect here: %s", _OF_FLASK_SOCK, advice)
+        for key in changed:
+            tell(
+                logging.WARNING, "%s has changed too late and counts as it was: the configuration is read by the first "
+                "handshake, or by the first use of the extension's manager", key)
+        return manager
 
     def upgrader(self, manager: Manager | None = None, route: RouteOptions = RouteOptions({}, ...)) -> Upgrader:
         """Return an upgrader.
@@ -138,24 +146,24 @@ class Configuration:
         except (TypeError, ValueError) as error:
             raise ValueError(f"a {_PREFIX} value of the configuration: {error}") from error
 
-    def _tell_changes(self) -> None:
+    def _changed_keys(self) -> list[str]:
+        """Return the keys that have changed since they were read, each once."""
         current, nothing = self._current(), object()
-        for key in sorted({*current, *self._seen} - self._told):
-            if current.get(key, nothing) != self._seen.get(key, nothing):
-                self._told.add(key)
-                tell(
-                    logging.WARNING, "%s has changed too late and counts as it was: the configuration is read by the "
-                    "first handshake, or by the first use of the extension's manager", key)
+        changed = [
+            key for key in sorted({*current, *self._seen} - self._told)
+            if current.get(key, nothing) != self._seen.get(key, nothing)]
+        self._told.update(changed)
+        return changed
 
-    def _tell_leftover(self) -> None:
-        """Tell what to write for the options of Flask-Sock."""
+    def _leftover_advice(self) -> str:
+        """Return what to write for the options of Flask-Sock, if there are any."""
         leftover = self._config.get(_OF_FLASK_SOCK)
         if not leftover:
-            return
+            return ""
         known = [
             f"{configuration_key(name)} = {value!r}" for name, value in dict(leftover).items()
             if configuration_key(name) in _KEYS]
         none = [name for name in leftover if configuration_key(name) not in _KEYS]
         advice = [f"write {', '.join(known)}"] if known else []
         advice += [f"nothing is needed for {', '.join(none)}"] if none else []
-        tell(logging.WARNING, "%s has no effect here: %s", _OF_FLASK_SOCK, "; ".join(advice))
+        return "; ".join(advice)

@@ -59,7 +59,7 @@ from .wire.origins import Origins, is_same_origin
 View: TypeAlias = Callable[..., HttpResponse]
 
 _PREFIX = "WSTHREAD_"
-_reading = threading.Lock()  # So that there is one manager.
+_reading = threading.RLock()  # So that there is one manager.
 
 
 # What an application calls

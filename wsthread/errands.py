@@ -5,6 +5,7 @@ It is for what may take long and must not keep the caller: the caller holds a lo
 
 from __future__ import annotations
 
+import _thread
 import logging
 import queue
 import threading
@@ -34,10 +35,18 @@ class Errands:
         self._waiting.put(errand)
         if self._runs.acquire(blocking=False):
             try:
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                _thread.start_new_thread(self._start, ())
             except BaseException:  # The system starts no more threads. The next call of add() tries again.
                 self._runs.release()
         return True
+
+    def _start(self) -> None:
+        # In a thread of its own, for it waits until the new thread runs. What the collector finds there may want a lock
+        # that the caller of add() holds.
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except BaseException:
+            self._runs.release()
 
     def _run(self) -> None:
         while True:

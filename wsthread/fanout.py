@@ -108,7 +108,7 @@ class Fanout:
         with taking(recovery.lock):
             head = recovery.keep(*origin, message, addressed.to, addressed.exclude)
             self._send_all(
-                recovery.ready(self.addressed(addressed), *origin), message, may_wait=False, head=head)
+                recovery.ready(self.addressed(addressed), *origin), message, is_locked=True, head=head)
             if addressed.exclude:
                 recovery.mark(self.registry.snapshot(addressed.exclude), *origin)
             recovery.tell_seen()
@@ -141,7 +141,7 @@ class Fanout:
                 try:
                     number = publish()
                 except BackplaneFull:
-                    self._send_all(members, message, may_wait=False)
+                    self._send_all(members, message, is_locked=True)
                     recovery.miss(publisher)
                     raise
                 # Connections are of this process, so they get it now or never.
@@ -150,8 +150,8 @@ class Fanout:
                     publisher, number, message, addressed.to, addressed.exclude,
                     (*early, *connections_in(exclude)), is_own=True)
                 ready = recovery.ready(members, publisher, number)
-                outcome = self._send_all(ready, message, gone, may_wait=False, head=head)
-                self._send_all(early, message, may_wait=False)
+                outcome = self._send_all(ready, message, gone, is_locked=True, head=head)
+                self._send_all(early, message, is_locked=True)
                 if exclude:
                     excluded = (*connections_in(exclude), *self.registry.snapshot(addressed.exclude))
                     recovery.mark(excluded, publisher, number)
@@ -170,8 +170,8 @@ class Fanout:
         return members
 
     def _send_all(
-        self, members: tuple[Connection, ...], message: PreparedMessage, gone: int = 0, may_wait: bool = True,
-        head: bytes | None = None,
+        self, members: tuple[Connection, ...], message: PreparedMessage, gone: int = 0, *, may_wait: bool = True,
+        is_locked: bool = False, head: bytes | None = None,
     ) -> Broadcast:
         """Send a message to members.
 
@@ -180,18 +180,18 @@ class Fanout:
             message: the message.
             gone: how many more it was meant for.
             may_wait: whether ``"block"`` may wait.
-            head: what goes before it for clients that may come back. The delivery lock is held then; None: it is not
-                kept.
+            is_locked: whether the delivery lock is held. Then nobody waits, and slow peers are told of later.
+            head: what goes before it for clients that may come back; None: it is not kept.
         """
         sent, others = send_at_once(senders_of(members), message)
         queued = len(members) - sent - len(others)
         headed = None
-        results = []  # No generator: see locks.py.
+        results = []  # No generator; see locks.py.
         for index in others:
             conn, one = members[index], message
             if link_of(conn).sender.is_resuming:
                 headed = one = headed or message.behind(head or WITHOUT_NUMBER)
-            results.append(self._post(conn, one, may_wait, is_locked=head is not None))
+            results.append(self._post(conn, one, may_wait, is_locked))
         outcomes = Counter(results)
         return Broadcast(
             sent + outcomes[Posted.SENT], queued + outcomes[Posted.QUEUED], outcomes[Posted.DROPPED],
@@ -209,7 +209,7 @@ class Fanout:
     def _post(
         self, conn: Connection, message: PreparedMessage, may_wait: bool = True, is_locked: bool = False,
     ) -> Posted | None:
-        """Return what became of the message, None when the connection was closing."""
+        """Return what became of the message, None when the connection was closing; see :meth:`_send_all`."""
         sender = link_of(conn).sender
         try:
             while True:
@@ -220,7 +220,7 @@ class Fanout:
                         self._tell_slow()
                 if posted is not Posted.FULL:
                     return posted
-                if not may_wait:
+                if is_locked or not may_wait:
                     conn.close(CloseCode.TRY_AGAIN_LATER, "too slow")
                     return Posted.DROPPED
                 sender.wait_progress()
@@ -228,7 +228,7 @@ class Fanout:
             return None
 
     def _post_locked(self, conn: Connection, message: PreparedMessage) -> Posted | None:
-        return self._post(conn, message, may_wait=False, is_locked=True)
+        return self._post(conn, message, is_locked=True)
 
     def _tell_slow(self) -> None:
         """Tell of peers that became too slow, those that were noted while the delivery lock was held too."""

@@ -157,7 +157,7 @@ class Receiver:
             raise RuntimeError("only the connection's own thread may receive")
         deadline = None if timeout is None else clock.now() + timeout
         protocol, ending = self._protocol, sender.ending
-        with self.lock:
+        with taking(self.lock) if self.lock.locked() else self.lock:
             try:
                 while True:
                     if self._inbox is not None and not ending.is_ours:

@@ -170,7 +170,7 @@ class Registry(Generic[T]):
 
     def snapshot(self, groups: Iterable[str] | None = None) -> tuple[T, ...]:
         """Return the members of this moment, or those in at least one of the groups, each once."""
-        chosen = None if groups is None else list(groups)  # Foreign code, if it is a generator.
+        chosen = None if groups is None else list(groups)
         with taking(self._lock):
             if chosen is None:
                 return tuple(self._members.values())

@@ -59,7 +59,7 @@ class Writer(SendState):
 
     __slots__ = (
         "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "is_resuming", "messages_dropped",
-        "options", "is_slow", "_housekeeper", "_is_watched", "_is_polled", "_progress", "_held", "_is_flushed_soon",
+        "options", "is_slow", "_housekeeper", "_is_watched", "_polled_by", "_progress", "_held", "_is_flushed_soon",
         "_late_pong",
     )
 
@@ -83,7 +83,7 @@ class Writer(SendState):
         self._housekeeper = housekeeper
         self.registry = registry
         self._is_watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
-        self._is_polled = False  # Whether a thread waits for the socket to take more, and is going to send it.
+        self._polled_by = 0  # The id of the thread that waits for the socket to take more, and is going to send it.
         self._progress: threading.Condition | None = None  # For the others who wait; made by the first of them.
         self._held: list[bytes] = []
         self._is_flushed_soon = False  # Whether the housekeeper was told of them.
@@ -100,7 +100,7 @@ class Writer(SendState):
     def is_forgotten(self) -> bool:
         """Whether something waits, and nobody is going to send it: a signal handler raised in whoever had to see to it.
         """
-        return self.outbox.size > 0 and not (self._is_watched or self._is_polled) or (
+        return self.outbox.size > 0 and not (self._is_watched or self._polled_by) or (
             bool(self._held) and not self._is_flushed_soon)
 
     def flush(self) -> None:
@@ -318,7 +318,7 @@ class Writer(SendState):
 
     def watch(self) -> None:
         """Let the housekeeper send what waits, if no other thread is going to."""
-        if not (self._is_watched or self._is_polled or self.transport is None):
+        if not (self._is_watched or self._polled_by or self.transport is None):
             self.deadlines.waiting(clock.now(), self.bytes_sent)
             self._is_watched = True
             try:
@@ -370,13 +370,13 @@ class Writer(SendState):
 
     def _wait(self, timeout: float) -> None:
         """Wait until the peer takes more and send it; the lock is released while waiting."""
-        transport = self.transport
-        if transport is None or self._is_polled:
+        transport, poller, own = self.transport, self._polled_by, threading.get_ident()
+        if transport is None or poller not in (0, own):  # A signal handler may send while its own thread waits here.
             if self._progress is None:
                 self._progress = threading.Condition(self.send_lock)
             self._progress.wait(timeout)
             return
-        self._is_polled = True
+        self._polled_by = own
         try:
             self._unwatch()
             try:
@@ -386,7 +386,7 @@ class Writer(SendState):
                 _acquire(self.send_lock)
             self.flush_now()
         finally:
-            self._is_polled = False
+            self._polled_by = poller
 
     def _wake(self) -> None:
         """Let those who wait for the outbox look at it."""
