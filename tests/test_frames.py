@@ -324,15 +324,15 @@ def test_junk(data: bytes, places: list[int], masked: bool, rsv1_allowed: bool) 
         assert (joined(others), repr(other)) == (joined(frames), repr(error))
 
 
-def test_has_input() -> None:
+def test_rest() -> None:
     """It tells whether bytes are left."""
     parser = FrameParser()
-    assert not parser.has_input
+    assert not parser.rest
     parser.feed(client_frame(Opcode.PING, b"a") + b"\x89")
     parser.next_frame()
-    assert parser.has_input
+    assert parser.rest
     assert parser.next_frame() is None
-    assert parser.has_input
+    assert parser.rest
 
 
 def test_whole_messages() -> None:

@@ -48,6 +48,7 @@ from .wire.messages import Message
 from .wire.protocol import Close
 
 # Looking a member up in its enum costs as much as a function call.
+_get_ident = threading.get_ident
 _OPEN, _TEXT, _BINARY, _CLOSE = State.OPEN, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
 _EOF = "the TCP connection was closed without a Close frame"
 _MOST_LATE = 1 << 26  # Bytes.
@@ -153,10 +154,10 @@ class Receiver:
     def receive_message(self, timeout: float | None = None) -> Message:
         """Wait for the next message; see :meth:`wsthread.Connection.receive_message`."""
         sender = self._sender
-        if not sender.is_own_thread():
+        if _get_ident() != sender.thread_id:  # This runs for each message: it calls no more functions than it has to.
             raise RuntimeError("only the connection's own thread may receive")
         deadline = None if timeout is None else clock.now() + timeout
-        protocol, ending = self._protocol, sender.ending
+        protocol, ending, rate = self._protocol, sender.ending, self._options.max_message_rate
         with taking(self.lock) if self.lock.locked() else self.lock:
             try:
                 while True:
@@ -165,8 +166,15 @@ class Receiver:
                         return self._take_from_inbox()
                     if ending.state is not _OPEN:
                         break
+                    ready = protocol.ready
+                    if ready and rate is None and self._turn is None:
+                        self.messages_received += 1
+                        self.begun_at = None
+                        message = ready.pop()
+                        self._has_input = sender.is_corked = bool(ready) or protocol.has_input
+                        return message
                     if not self._has_input:
-                        if sender.holds:
+                        if sender.held:
                             sender.flush()
                         self._read(deadline)
                         continue
@@ -436,8 +444,8 @@ class Receiver:
         if count:
             self.bytes_received += count
             self._recv_size = RECV_SIZE if count >= IDLE_RECV_SIZE else IDLE_RECV_SIZE
-            self._protocol.receive_data(data)
             self._has_input = True
+            self._protocol.receive_data(data)
             if self._is_unwanted:
                 self._note_late(count)
             return True

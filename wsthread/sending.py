@@ -205,7 +205,7 @@ class Sender(Writer):
     def terminate(self, reason: str) -> None:
         """Cut the connection."""
         with taking(self.send_lock):
-            if self.holds:
+            if self.held:
                 self.flush_now()  # The kernel was to have it when send() returned.
             self.ending.is_ours = self.ending.is_ours or self.ending.state is _OPEN
             self.cut(reason)
@@ -250,8 +250,9 @@ class Sender(Writer):
     # The send lock is held
 
     def _send(self, data: bytes) -> Entry | None:
-        self._check_open()
-        if self.is_corked and len(data) < HELD_SIZE and not self.outbox.size and self.is_own_thread():
+        if self.ending.state is not _OPEN:
+            raise self.closed_error()
+        if self.is_corked and len(data) < HELD_SIZE and not self.outbox.size and _get_ident() == self.thread_id:
             self.hold(data)
             return None
         return self.write(data, 1)

@@ -53,13 +53,14 @@ class Writer(SendState):
         is_resuming: whether the client has agreed to the subprotocol of clients that come back. Nothing is clear then,
             for each message needs a head (:mod:`wsthread.wire.resume`).
         options: the manager's.
+        held: replies that are to leave together.
         messages_dropped: how many were given up for a peer that is too slow.
         is_slow: whether the outbox has overflown since it was empty.
     """
 
     __slots__ = (
         "id", "registry", "ending", "outbox", "transport", "deadlines", "is_let_in", "is_resuming", "messages_dropped",
-        "options", "is_slow", "_housekeeper", "_is_watched", "_polled_by", "_progress", "_held", "_is_flushed_soon",
+        "options", "is_slow", "_housekeeper", "_is_watched", "_polled_by", "_progress", "held", "_is_flushed_soon",
         "_late_pong",
     )
 
@@ -85,7 +86,7 @@ class Writer(SendState):
         self._is_watched = False  # Whether the housekeeper waits for the socket to take what is in the outbox.
         self._polled_by = 0  # The id of the thread that waits for the socket to take more, and is going to send it.
         self._progress: threading.Condition | None = None  # For the others who wait; made by the first of them.
-        self._held: list[bytes] = []
+        self.held: list[bytes] = []
         self._is_flushed_soon = False  # Whether the housekeeper was told of them.
         self.is_slow = False
         self._late_pong = b""  # What to send when the outbox is empty.
@@ -101,7 +102,7 @@ class Writer(SendState):
         """Whether something waits, and nobody is going to send it: a signal handler raised in whoever had to see to it.
         """
         return self.outbox.size > 0 and not (self._is_watched or self._polled_by) or (
-            bool(self._held) and not self._is_flushed_soon)
+            bool(self.held) and not self._is_flushed_soon)
 
     def flush(self) -> None:
         """Send what the kernel takes now. Any thread may call it."""
@@ -119,7 +120,7 @@ class Writer(SendState):
     def update_clear(self) -> None:
         """Find out whether the next frame may go straight to the socket."""
         self.clear = self.ending.state is _OPEN and self.is_let_in and not (
-            self.outbox.size or self._held or self.is_resuming)
+            self.outbox.size or self.held or self.is_resuming)
 
     def write(self, data: bytes, messages: int = 0, droppable: bool = False) -> Entry | None:
         """Send bytes or put them into the outbox, for a caller that waits for them; return None when all have left.
@@ -129,9 +130,9 @@ class Writer(SendState):
         Raises:
             ConnectionClosed: the connection broke; it has been cut.
         """
-        if self._held:
-            data, messages, droppable = b"".join([*self._held, data]), messages + len(self._held), False
-            self._held.clear()
+        if self.held:
+            data, messages, droppable = b"".join([*self.held, data]), messages + len(self.held), False
+            self.held.clear()
             self.update_clear()
         before, sent = self.bytes_sent, 0
         try:
@@ -147,7 +148,7 @@ class Writer(SendState):
 
     def write_large(self, header: bytes, payload: bytes) -> Entry | None:
         """The same for a message in two pieces, which are not joined unless something waits."""
-        if self._held or self.outbox.size:
+        if self.held or self.outbox.size:
             return self.write(header + payload, 1)
         before = self.bytes_sent
         try:
@@ -164,7 +165,7 @@ class Writer(SendState):
     def write_control(self, data: bytes) -> None:
         """Send a control frame, which no caller waits for."""
         try:
-            if self.outbox.size and not self._held:
+            if self.outbox.size and not self.held:
                 self.outbox.add_control(data)
                 self.clear = False
                 self.watch()
@@ -188,18 +189,13 @@ class Writer(SendState):
 
         An application that takes its time does not delay them: the housekeeper sends them soon.
         """
-        self._held.append(data)
+        self.held.append(data)
         self.clear = False
-        if len(self._held) >= _HELD_MESSAGES:
+        if len(self.held) >= _HELD_MESSAGES:
             self.flush_now()
         elif not self._is_flushed_soon:
             self._housekeeper.flush_soon(self._flush_held)
             self._is_flushed_soon = True
-
-    @property
-    def holds(self) -> bool:
-        """Whether replies are held."""
-        return bool(self._held)
 
     def _flush_held(self) -> None:  # The housekeeper calls it, without the lock.
         with taking(self.send_lock):
@@ -277,7 +273,7 @@ class Writer(SendState):
         has_waited = outbox.size > 0
         noted = self.bytes_sent
         try:
-            if self._held:
+            if self.held:
                 self.write(b"")
                 noted = self.bytes_sent
             for _ in range(_FLUSHES):
@@ -425,7 +421,7 @@ class Writer(SendState):
         try:
             if self.transport is not None:  # First of all, for it wakes the connection's own thread.
                 self.transport.shutdown()
-            self._held.clear()
+            self.held.clear()
             self.outbox.clear()
             self._unwatch()
             self._wake()

@@ -134,7 +134,7 @@ def _check_error(error: ProtocolError, limit: int | None, protocol: Protocol) ->
 def _check_kept(protocol: Protocol, limit: int | None) -> None:
     reader = protocol._reader
     if not protocol.close_received:
-        assert len(reader._frames._buffer) - reader._frames._start <= MAX_KEPT, "the parser keeps payload"
+        assert len(reader._frames.rest) - reader._frames._start <= MAX_KEPT, "the parser keeps payload"
     if limit is not None and reader._collector is not None:
         room = 0 if reader._room is None else len(reader._room)
         assert reader._collector._octets.tell() - room <= reader._size <= limit, "an unfinished message over the limit"

@@ -130,12 +130,13 @@ class FrameParser:
     Attributes:
         missing: bytes that the data frame under way still lacks; 0 when there is none.
         frames: how many frames began so far.
+        rest: bytes that may hold another frame, but for those before ``_start``; empty as soon as all are used up.
     """
 
-    __slots__ = ("max_size", "missing", "frames", "_buffer", "_start", "_masked", "_rsv1_allowed", "_fin", "_key")
+    __slots__ = ("max_size", "missing", "frames", "rest", "_start", "_masked", "_rsv1_allowed", "_fin", "_key")
 
     def __init__(self, *, max_size: int | None = None, masked: bool = True, rsv1_allowed: bool = False) -> None:
-        self._buffer = b""  # Empty as soon as all of it is used up.
+        self.rest = b""
         self._start = 0
         self.max_size = max_size
         self._masked = MASKED if masked else 0
@@ -148,13 +149,8 @@ class FrameParser:
 
     def feed(self, data: bytes) -> None:
         """Take more bytes from the wire."""
-        self._buffer = self._buffer[self._start:] + data if self._buffer else data
+        self.rest = self.rest[self._start:] + data if self.rest else data
         self._start = 0
-
-    @property
-    def has_input(self) -> bool:
-        """Whether bytes are left that may hold another frame."""
-        return bool(self._buffer)
 
     def next_frame(self) -> Frame | None:
         """Return the next frame or piece of a data frame, or None until more bytes are fed.
@@ -165,7 +161,7 @@ class FrameParser:
         """
         if self.missing:
             return self._next_piece()
-        buffer, start = self._buffer, self._start
+        buffer, start = self.rest, self._start
         size = len(buffer)
         if size - start < 2:
             return None
@@ -202,18 +198,21 @@ class FrameParser:
 
         Those are some at most. Whatever comes next then is for :meth:`next_frame`. Only between two messages.
         """
-        if self.missing or not self._masked or not self._buffer:
+        rest = self.rest
+        if self.missing or not self._masked or not rest:
             return []
-        messages, end = read_messages(self._buffer, self._start, self.max_size, message_type, _TEXT, _BINARY)
+        messages, end = read_messages(rest, self._start, self.max_size, message_type, _TEXT, _BINARY)
         if messages:
-            self._consume(end)
+            self._start = end
+            if end == len(rest):  # As nearly always.
+                self.rest, self._start = b"", 0
             self.frames += len(messages)
         return messages
 
     def fill(self, octets: memoryview) -> bool:
         """Unmask the next bytes of the data frame under way where they are; tell whether they end a message.
 
-        For bytes that did not go through :meth:`feed`, at most ``missing``. Only when :attr:`has_input` is false.
+        For bytes that did not go through :meth:`feed`, at most ``missing``. Only when :attr:`rest` is empty.
         """
         if self._key:
             mask_in_place(octets, self._key)
@@ -223,8 +222,8 @@ class FrameParser:
 
     def _consume(self, end: int) -> None:
         """Go on behind the last frame. A buffer that is used up is given back: the next may take long to come."""
-        if end == len(self._buffer):
-            self._buffer, self._start = b"", 0
+        if end == len(self.rest):
+            self.rest, self._start = b"", 0
         else:
             self._start = end
 
@@ -244,10 +243,10 @@ class FrameParser:
 
     def _start_piece(self, first: int, key: bytes, payload_at: int, length: int) -> Frame | None:
         # A control frame is waited for: it is small. So is a masking key that is not complete.
-        if first & _CONTROL or payload_at > len(self._buffer):
+        if first & _CONTROL or payload_at > len(self.rest):
             return None
-        payload = self._buffer[payload_at:]
-        self._consume(len(self._buffer))
+        payload = self.rest[payload_at:]
+        self._consume(len(self.rest))
         self.frames += 1
         self.missing = length - len(payload)
         self._fin = first & FIN != 0
@@ -255,7 +254,7 @@ class FrameParser:
         return Frame(_OPCODES[first & 0x0F], self._unmask_piece(payload), False, first & RSV1 != 0)
 
     def _next_piece(self) -> Frame | None:
-        payload = self._buffer[self._start:self._start + self.missing]
+        payload = self.rest[self._start:self._start + self.missing]
         if not payload:
             return None
         self._consume(self._start + len(payload))

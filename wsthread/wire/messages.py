@@ -93,6 +93,8 @@ class MessageReader:
             number.
 
     Attributes:
+        ready: messages that came whole, the next one last: whoever takes it from there has done what
+            :meth:`next_message` would have done. Always the same list.
         empty_frames: control frames, and fragments without payload. They carry nothing and cost as much as others.
         inflated: bytes that compressed messages have become so far.
         inflates: whether compressed messages count. Otherwise they are skipped, and only their frames are checked.
@@ -100,8 +102,7 @@ class MessageReader:
 
     __slots__ = (
         "_frames", "_max_size", "_inflater", "_opcode", "_compressed", "_received", "_size", "_collector", "_filled",
-        "_room", "_whole", "_max_empty_frames", "empty_frames", "inflated",
-        "inflates",
+        "_room", "_max_empty_frames", "ready", "empty_frames", "inflated", "inflates",
     )
 
     def __init__(
@@ -124,16 +125,19 @@ class MessageReader:
         self._collector: _Collector | None = None
         self._room: memoryview | None = None  # For the rest of the frame under way, ...
         self._filled = 0  # ... as far as it came and was not looked at.
-        self._whole: list[Message] = []  # Messages that came whole, the next one last.
+        self.ready: list[Message] = []
 
     def feed(self, data: bytes) -> None:
         """Take more bytes from the wire."""
         self._frames.feed(data)
+        if self._opcode is None and not self.ready:
+            self.ready += self._frames.next_whole_messages(Message)
+            self.ready.reverse()
 
     @property
     def frames(self) -> int:
         """How many frames began so far, of those that were handed over or belong to the message under way."""
-        return self._frames.frames - len(self._whole)
+        return self._frames.frames - len(self.ready)
 
     @property
     def held(self) -> int:
@@ -145,12 +149,12 @@ class MessageReader:
     @property
     def is_within_message(self) -> bool:
         """Whether a message or a frame has begun and is not complete."""
-        return self._opcode is not None or self._frames.has_input
+        return self._opcode is not None or bool(self.ready or self._frames.rest)
 
     @property
     def has_input(self) -> bool:
         """Whether bytes are left that may hold another message."""
-        return bool(self._whole) or self._frames.has_input
+        return bool(self.ready or self._frames.rest)
 
     def room(self) -> memoryview | None:
         """Return where the bytes that come next have to be put, to be told of by :meth:`filled`; None: feed them.
@@ -175,11 +179,12 @@ class MessageReader:
             ProtocolError: the bytes break RFC 6455 or RFC 7692; InvalidPayload and MessageTooBig say how.
         """
         if self._opcode is None:
-            if not self._whole:
-                self._whole = self._frames.next_whole_messages(Message)
-                self._whole.reverse()
-            if self._whole:
-                return self._whole.pop()
+            ready = self.ready
+            if not ready:
+                ready += self._frames.next_whole_messages(Message)
+                ready.reverse()
+            if ready:
+                return ready.pop()
         elif self._filled:
             message = self._collect_filled()
             if message is not None:
