@@ -325,7 +325,7 @@ def test_junk(data: bytes, places: list[int], masked: bool, rsv1_allowed: bool) 
 
 
 def test_rest() -> None:
-    """It tells whether bytes are left."""
+    """It is empty as soon as all bytes are used up, and not before."""
     parser = FrameParser()
     assert not parser.rest
     parser.feed(client_frame(Opcode.PING, b"a") + b"\x89")
@@ -333,6 +333,13 @@ def test_rest() -> None:
     assert parser.rest
     assert parser.next_frame() is None
     assert parser.rest
+
+
+def whole_messages(parser: FrameParser) -> list[Message]:
+    """Return the next messages that are whole, in their order."""
+    messages: list[Message] = []
+    parser.read_whole_messages(Message, messages)
+    return messages[::-1]
 
 
 def test_whole_messages() -> None:
@@ -348,14 +355,14 @@ def test_whole_messages() -> None:
         parser = FrameParser(max_size=300)
         parser.feed(text + binary + text + behind)
         expected = [(Opcode.TEXT, "\xe9"), (Opcode.BINARY, bytes(300)), (Opcode.TEXT, "\xe9")]
-        found = parser.next_whole_messages(Message)
+        found = whole_messages(parser)
         assert found == expected
         assert all(type(message) is Message for message in found)
-        assert parser.next_whole_messages(Message) == []
+        assert whole_messages(parser) == []
     parser = FrameParser()
-    assert parser.next_whole_messages(Message) == []
+    assert whole_messages(parser) == []
     parser.feed(text * 100)
-    assert len(parser.next_whole_messages(Message)) < 100
+    assert len(whole_messages(parser)) < 100
 
 
 def test_filling_a_frame() -> None:

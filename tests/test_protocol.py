@@ -458,6 +458,18 @@ def test_a_peer_that_is_not_wanted() -> None:
     assert protocol.next_event() is None and not protocol.has_input
 
 
+def test_messages_that_are_ready() -> None:
+    """They may be taken from the list; there are none of a peer that is not wanted any more."""
+    protocol = Protocol()
+    protocol.receive_data(client_frame(Opcode.TEXT, b"a") + client_frame(Opcode.TEXT, b"b") + client_frame(Opcode.PING))
+    assert protocol.ready.pop() == (Opcode.TEXT, "a")
+    assert protocol.next_event() == (Opcode.TEXT, "b") and not protocol.ready
+    assert protocol.next_event() == (Opcode.PING, b"")
+    protocol.receive_data(client_frame(Opcode.TEXT, b"c") * 2)
+    protocol.fail()
+    assert not protocol.ready and protocol.next_event() is None
+
+
 def test_compression_that_fails_leaves_no_trace_in_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """The peer would not understand what refers to a message that it never got."""
     protocol = Protocol(agreement=agreed(threshold=4, server_context_takeover=True))

@@ -47,7 +47,7 @@ from .wire.frames import CloseCode, Opcode
 from .wire.messages import Message
 from .wire.protocol import Close
 
-# Looking a member up in its enum costs as much as a function call.
+# Looking a member up in its enum or a function up in its module costs as much as a function call.
 _get_ident = threading.get_ident
 _OPEN, _TEXT, _BINARY, _CLOSE = State.OPEN, Opcode.TEXT, Opcode.BINARY, Opcode.CLOSE
 _EOF = "the TCP connection was closed without a Close frame"

@@ -130,7 +130,7 @@ class FrameParser:
     Attributes:
         missing: bytes that the data frame under way still lacks; 0 when there is none.
         frames: how many frames began so far.
-        rest: bytes that may hold another frame, but for those before ``_start``; empty as soon as all are used up.
+        rest: the bytes that are left; they begin at ``_start``. Empty as soon as all are used up.
     """
 
     __slots__ = ("max_size", "missing", "frames", "rest", "_start", "_masked", "_rsv1_allowed", "_fin", "_key")
@@ -193,21 +193,24 @@ class FrameParser:
         payload = buffer[payload_at:end]
         return Frame(_OPCODES[first & 0x0F], mask(payload, key) if key else payload, first >= FIN, first & RSV1 != 0)
 
-    def next_whole_messages(self, message_type: type[tuple[Opcode, str | bytes]]) -> list[Any]:
-        """Return the next messages as far as they are whole, valid and nothing special.
+    def read_whole_messages(self, message_type: type[tuple[Opcode, str | bytes]], into: list[Any]) -> None:
+        """Put the next messages into an empty list, as far as they are whole, valid and plain, the next one last.
 
         Those are some at most. Whatever comes next then is for :meth:`next_frame`. Only between two messages.
         """
         rest = self.rest
         if self.missing or not self._masked or not rest:
-            return []
+            return
         messages, end = read_messages(rest, self._start, self.max_size, message_type, _TEXT, _BINARY)
         if messages:
-            self._start = end
-            if end == len(rest):  # As nearly always.
+            messages.reverse()
+            is_all, frames = end == len(rest), self.frames + len(messages)
+            into += messages  # Whatever may lack memory comes before the rest, so that nothing is lost.
+            self.frames = frames
+            if is_all:
                 self.rest, self._start = b"", 0
-            self.frames += len(messages)
-        return messages
+            else:
+                self._start = end
 
     def fill(self, octets: memoryview) -> bool:
         """Unmask the next bytes of the data frame under way where they are; tell whether they end a message.

@@ -93,8 +93,8 @@ class MessageReader:
             number.
 
     Attributes:
-        ready: messages that came whole, the next one last: whoever takes it from there has done what
-            :meth:`next_message` would have done. Always the same list.
+        ready: whole messages that :meth:`feed` found, the next one last. Whoever pops one has done what
+            :meth:`next_message` does. It is always the same list.
         empty_frames: control frames, and fragments without payload. They carry nothing and cost as much as others.
         inflated: bytes that compressed messages have become so far.
         inflates: whether compressed messages count. Otherwise they are skipped, and only their frames are checked.
@@ -128,11 +128,10 @@ class MessageReader:
         self.ready: list[Message] = []
 
     def feed(self, data: bytes) -> None:
-        """Take more bytes from the wire."""
+        """Take more bytes from the wire. Between two messages it fills :attr:`ready`, if that is empty."""
         self._frames.feed(data)
         if self._opcode is None and not self.ready:
-            self.ready += self._frames.next_whole_messages(Message)
-            self.ready.reverse()
+            self._frames.read_whole_messages(Message, self.ready)
 
     @property
     def frames(self) -> int:
@@ -149,7 +148,7 @@ class MessageReader:
     @property
     def is_within_message(self) -> bool:
         """Whether a message or a frame has begun and is not complete."""
-        return self._opcode is not None or bool(self.ready or self._frames.rest)
+        return self._opcode is not None or bool(self._frames.rest)
 
     @property
     def has_input(self) -> bool:
@@ -181,8 +180,7 @@ class MessageReader:
         if self._opcode is None:
             ready = self.ready
             if not ready:
-                ready += self._frames.next_whole_messages(Message)
-                ready.reverse()
+                self._frames.read_whole_messages(Message, ready)
             if ready:
                 return ready.pop()
         elif self._filled:

@@ -41,8 +41,8 @@ class Protocol:
         max_empty_frames: as for :class:`wsthread.wire.messages.MessageReader`.
 
     Attributes:
-        ready: messages that :meth:`next_event` would return next, the next one last. They may be taken from there; that
-            is faster.
+        ready: messages that :meth:`next_event` would return next, the next one last; to pop them is faster. What is not
+            plain and whole only :meth:`next_event` returns. :meth:`release` puts another list in its place.
         compressed_from: bytes of the shortest message that is compressed; ``NEVER`` when none is.
         compression: how each of these is compressed, see :attr:`wsthread.wire.deflate.Agreement.compression`; 0 when
             none is, or when they share a window.
