@@ -32,7 +32,7 @@ Row = dict[str, Any]
 CLIENTS = 10
 SIZES = {"32 B": 32, "1 KiB": 1024, "64 KiB": 65536}
 PATIENCE = 10  # Seconds.
-HEAD = ["Server", "message", "CPU us", "over TLS", "more"]
+HEAD = ["Server", "message", "plain", "over TLS", "more"]
 
 
 def main() -> int:
@@ -137,8 +137,8 @@ def table(rows: list[Row]) -> list[str]:
         plain, over = (statistics.median(row["cost"] for row in own if row["tls"] is tls) for tls in (False, True))
         lines.append([server, size, f"{plain:.1f}", f"{over:.1f}", f"{over - plain:.1f}"])
     return [
-        *report.grid(lines), "", f"CPU time of the server for an echo, {CLIENTS} clients, {ssl.OPENSSL_VERSION};",
-        "medians of the rounds.", ""]
+        *report.grid(lines), "", f"Microseconds of CPU time of the server for an echo; {CLIENTS} clients, medians of the",
+        f"rounds, {ssl.OPENSSL_VERSION}.", ""]
 
 
 if __name__ == "__main__":
