@@ -137,8 +137,8 @@ def table(rows: list[Row]) -> list[str]:
         plain, over = (statistics.median(row["cost"] for row in own if row["tls"] is tls) for tls in (False, True))
         lines.append([server, size, f"{plain:.1f}", f"{over:.1f}", f"{over - plain:.1f}"])
     return [
-        *report.grid(lines), "", f"Microseconds of CPU time of the server for an echo; {CLIENTS} clients, medians of the",
-        f"rounds, {ssl.OPENSSL_VERSION}.", ""]
+        *report.grid(lines), "", "Microseconds of CPU time of the server for an echo;",
+        f"{CLIENTS} clients, medians of the rounds, {ssl.OPENSSL_VERSION}.", ""]
 
 
 if __name__ == "__main__":
