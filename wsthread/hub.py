@@ -114,7 +114,6 @@ class Hub:
 
     def reset(self) -> None:
         """Begin without connections."""
-        self.fanout.reset()
         self.registry, self.recovery = self.fanout.registry, self.fanout.recovery
         self.counters = Counters()
         self._shutdown = Shutdown()
@@ -397,6 +396,7 @@ class Hub:
         for conn in [*(one.conn for one in self._alive.values()), *self._departed.values()]:
             link_of(conn).close_after_fork()
         self._outside.reset_after_fork()
+        self.fanout.reset()
         self.reset()
 
 
